@@ -1,0 +1,81 @@
+"""The shared feature extractor: a torchvision trunk with a feature pyramid on top (§3).
+
+    images (B, 3, Hp, Wp) float, normalised -> an ordered dict of P2 ... P6, each (B, C, Sy, Sx) with C = `out_channels`
+
+Any module with this output and an `out_channels` will do: `MaskRCNN(config, backbone=...)`. FPN: Lin et al. 2017.
+"""
+
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+from lib.config import Config
+
+TRUNK_STRIDES = (4, 8, 16, 32)  # C2 ... C5
+
+
+def build_backbone(config: Config) -> nn.Module:
+    """The backbone that the config names, with its weights.
+
+    "maskrcnn_resnet50_fpn" is the backbone of torchvision's model of that name, trained on COCO; any other name is a
+    torchvision classification trunk under a new pyramid. Raises ValueError for an unknown name or unavailable weights.
+    """
+    try:
+        if config.backbone == "maskrcnn_resnet50_fpn":
+            weights = None if config.backbone_weights == "none" else config.backbone_weights
+            return maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None).backbone
+        return _trunk_with_fpn(config)
+    except (URLError, OSError) as error:
+        raise ValueError(
+            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found in torch hub's cache "
+            f"({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): put the file there, connect to the internet, "
+            "or set backbone_weights=none"
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"backbone {config.backbone!r} with weights {config.backbone_weights!r}: {error}") from None
+
+
+def _trunk_with_fpn(config: Config) -> nn.Module:
+    weights = None
+    if config.backbone_weights != "none":
+        weights = get_model_weights(config.backbone)[config.backbone_weights]
+    trunk = get_model(config.backbone, weights=weights)
+    trunk = getattr(trunk, "features", trunk)  # mobilenets, efficientnets, convnexts; a resnet is its own list of children
+    last = _last_block_of_each_stride(trunk)
+    return BackboneWithFPN(
+        trunk,
+        return_layers={name: str(level) for level, (name, _) in enumerate(last)},
+        in_channels_list=[channels for _, channels in last],
+        out_channels=config.fpn_channels,
+    )
+
+
+@torch.no_grad()
+def _last_block_of_each_stride(trunk: nn.Module) -> list[tuple[str, int]]:
+    """(name, channels) of the trunk's last child at each of the strides 4, 8, 16, 32, found by running a small image."""
+    last, x, size = {}, torch.zeros(1, 3, 256, 256), 256
+    was_training = trunk.training
+    trunk.eval()
+    for name, child in trunk.named_children():
+        if isinstance(child, (nn.AdaptiveAvgPool2d, nn.Linear)):
+            break
+        x = child(x)
+        last[size // x.shape[-1]] = (name, x.shape[1])
+    trunk.train(was_training)
+    missing = [stride for stride in TRUNK_STRIDES if stride not in last]
+    if missing:
+        raise ValueError(f"this trunk has no feature map at stride {missing[0]}")
+    return [last[stride] for stride in TRUNK_STRIDES]
+
+
+def backbone_parts(backbone: nn.Module, trains: str, frozen_blocks: int) -> list[nn.Module]:
+    """The modules of the backbone that learn where `trains` is "none", "fpn" or "all" (the trunk but its first blocks)."""
+    if trains == "none":
+        return []
+    if not hasattr(backbone, "fpn"):
+        return [backbone] if trains == "all" else []
+    return [backbone.fpn, *(list(backbone.body.children())[frozen_blocks:] if trains == "all" else [])]

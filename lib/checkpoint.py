@@ -1,0 +1,127 @@
+"""What the stages learn, on disk: one safetensors file a stage, and a model put together from them.
+
+A stage's file holds the parameters that the stage trained. Its metadata holds the config, the scores, and the fingerprint of the
+file that it was trained on top of, so that parts which do not belong together are not combined. `joint` holds the whole model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lib.config import STAGES, Config
+from lib.maskrcnn import MaskRCNN
+
+_PARTS = {"rpn": ("rpn.",), "boxhead": ("box_head.",), "maskhead": ("mask_head.",), "joint": ("",)}
+
+
+def stage_path(weights: str | Path, stage: str) -> Path:
+    return Path(weights) / f"{stage}.safetensors"
+
+
+def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -> Path:
+    """Write what the stage trained, with config and scores as metadata; the file appears whole or not at all."""
+    prefixes = _PARTS[stage] + (("backbone.",) if stage == "rpn" and model.config.rpn_trains != "none" else ())
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(prefixes)}
+    before = previous_stage(stage)
+    metadata = {
+        "stage": stage,
+        "config": model.config.to_json(),
+        "scores": json.dumps(scores),
+        "built_on": fingerprint(stage_path(weights, before)) if before else "",
+    }
+    path = stage_path(weights, stage)
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
+    return path
+
+
+def load_model(weights: str | Path, last: str | None = None, backbone: nn.Module | None = None) -> MaskRCNN:
+    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest trained).
+
+    Built from the config stored there. Raises FileNotFoundError where a needed stage is missing and ValueError where two stages
+    do not belong together.
+    """
+    last = last or last_trained(weights)
+    stages = STAGES[: STAGES.index(last) + 1]
+    check_chain(weights, last)
+    config = Config.from_json(read_metadata(stage_path(weights, last))["config"])
+    tensors: dict[str, Tensor] = {}
+    for stage in stages:
+        with safe_open(stage_path(weights, stage), "pt") as file:
+            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    stored = any(key.startswith("backbone.") for key in tensors)
+    model = MaskRCNN(config.replace(backbone_weights="none") if stored else config, backbone)
+    model.config = config
+    return load_tensors(model, tensors, stage_path(weights, last)).eval()
+
+
+def load_tensors(model: MaskRCNN, tensors: dict[str, Tensor], path: Path) -> MaskRCNN:
+    """Copy tensors into the model; ValueError where the file does not fit it."""
+    try:
+        unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this config: {str(error).splitlines()[-1].strip()}; train the stage again") from None
+    if unexpected:
+        raise ValueError(f"{path} holds {unexpected[0]}, which this model lacks; train the stage again")
+    return model
+
+
+def last_trained(weights: str | Path) -> str:
+    """The furthest stage that a folder holds."""
+    trained = [stage for stage in STAGES if stage_path(weights, stage).is_file()]
+    if not trained:
+        raise FileNotFoundError(f"no trained stage in {Path(weights).resolve()}: train with `python -m lib.train all --weights {weights}`")
+    return trained[-1]
+
+
+def check_chain(weights: str | Path, last: str) -> None:
+    """Every stage up to `last` is there and was trained on top of the one before it."""
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        path, before = stage_path(weights, stage), previous_stage(stage)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path.name} is missing: it is looked for in {path.parent.resolve()}; train it with "
+                f"`python -m lib.train {stage} --weights {weights}`"
+            )
+        if before and read_metadata(path)["built_on"] != fingerprint(stage_path(weights, before)):
+            raise ValueError(
+                f"{path} was trained on top of another {before}.safetensors: train {stage} again with "
+                f"`python -m lib.train {stage} --weights {weights} --restart`"
+            )
+
+
+def is_current(weights: str | Path, stage: str, config: Config) -> bool:
+    """The folder holds this stage, finished with this very config on the stages now there."""
+    try:
+        check_chain(weights, stage)
+        return read_metadata(stage_path(weights, stage))["config"] == config.to_json()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def previous_stage(stage: str) -> str | None:
+    return STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """`stage`, `config`, `scores` and `built_on` of a stage's file; ValueError where it is not one."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # safetensors raises its own bare exception type
+        raise ValueError(f"{path} is not a safetensors file ({error}): delete it and train the stage again") from None
+    if "config" not in metadata:
+        raise ValueError(f"{path} was not written by a stage of this project: it has no config")
+    return metadata
+
+
+def fingerprint(path: Path) -> str:
+    """16 hex digits of the file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""RoIAlign (§5.1) and the pyramid level of a box (§5.2).
+
+    R  RoIs    P  pooled size    C  channels    B  images    L  pyramid levels    S  sampling points along one side of a cell
+    rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image of the batch that each RoI is of
+
+A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a feature map
+stored as a table of rows, one row of C channels a pixel, a pooled value is one weighted sum of 4 S S rows. `embedding_bag` does
+just that, for all RoIs of all images on all levels in one call, and knows its own gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def roi_align(features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = 2) -> Tensor:
+    """Pool each RoI from one feature map: features (B, C, H, W), rois (R, 4) -> (R, C, P, P) with P = `size`.
+
+    `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
+    sampling ratio of `samples`. Mask R-CNN (He et al. 2017), section 3; §5.1.
+    """
+    levels = torch.zeros_like(images)
+    return pool([features], [scale], rois, images, levels, size, samples)
+
+
+def pool(
+    features: Sequence[Tensor], scales: Sequence[float], rois: Tensor, images: Tensor, levels: Tensor, size: int, samples=2
+) -> Tensor:
+    """RoIAlign of each RoI on its own level of a pyramid: L maps (B, C, Hl, Wl) -> (R, C, P, P).
+
+    `levels` (R,) int64 indexes `features` and `scales`. Differentiable in the features, not in the RoIs.
+    """
+    channels = features[0].shape[1]
+    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])  # (sum B Hl Wl, C)
+    shapes = torch.tensor([(f.shape[2], f.shape[3], f.shape[0] * f.shape[2] * f.shape[3]) for f in features])
+    heights, widths, counts = shapes.to(rois.device).unbind(1)
+    height, width = heights[levels, None], widths[levels, None]  # (R, 1)
+    first = (counts.cumsum(0) - counts)[levels, None] + images[:, None] * height * width  # row of pixel (0, 0)
+
+    boxes = rois * torch.tensor(scales, dtype=rois.dtype, device=rois.device)[levels, None] - 0.5
+    y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, PS, 2)
+    x, x_weight = _bilinear(_sample_points(boxes[:, 0], boxes[:, 2], size, samples), width)
+
+    # one bag a cell: the 2S rows by 2S columns of pixels that its samples touch
+    y, y_weight = ((v.view(-1, size, 1, 2 * samples, 1)) for v in (first[..., None] + y * width[..., None], y_weight))
+    x, x_weight = ((v.view(-1, 1, size, 1, 2 * samples)) for v in (x, x_weight))
+    rows = (y + x).flatten(3).flatten(0, 2)  # (R P P, 4 S S)
+    weights = (y_weight * x_weight / samples**2).flatten(3).flatten(0, 2).to(table.dtype)
+    pooled = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+    return pooled.view(-1, size, size, channels).permute(0, 3, 1, 2)
+
+
+def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tensor:
+    """Regular sampling coordinates along one axis: (R,) intervals cut into P cells of S points -> (R, P S)."""
+    steps = (torch.arange(size * samples, device=start.device) + 0.5) / (size * samples)
+    return start[:, None] + (end - start)[:, None] * steps
+
+
+def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS, 2).
+
+    Within one pixel of the border the value continues constantly; further out it is zero.
+    """
+    within = (points >= -1) & (points <= length)
+    points = points.clamp(min=0).minimum(length - 1.0)
+    low = points.floor().long()
+    high = (low + 1).minimum(length - 1)
+    fraction = points - low
+    weights = torch.stack([1 - fraction, fraction], dim=-1) * within[..., None]
+    return torch.stack([low, high], dim=-1), weights
+
+
+def pyramid_level(boxes: Tensor, canonical_level: int = 4, canonical_size: float = 224.0, levels: range = range(2, 6)) -> Tensor:
+    """k = floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2): boxes (R, 4) -> k (R,) int64."""
+    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+    k = torch.floor(canonical_level + torch.log2(size / canonical_size + 1e-6))  # 1e-6: 224 itself is level 4 in float32 too
+    return k.clamp(levels.start, levels.stop - 1).long()

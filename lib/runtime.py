@@ -1,0 +1,96 @@
+"""Runtime: where the project lies, what it runs on, and how a figure is saved the same way twice.
+
+Nothing here knows about boxes or networks. Folders are absolute paths; resolutions are in dots per inch.
+"""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+SCREEN_DPI = 80  # figures inside a notebook
+REPORT_DPI = 150  # the PNG exported for the report; the PDF is vector graphics
+DRIVE = Path("/content/drive")
+DRIVE_FOLDER = DRIVE / "MyDrive" / "maskrcnn"
+FOLDERS = {"data": "MASKRCNN_DATA", "weights": "MASKRCNN_WEIGHTS", "figures": "MASKRCNN_FIGURES"}
+
+
+def root() -> Path:
+    """The project's folder: the one that holds `lib/`."""
+    return Path(__file__).resolve().parent.parent
+
+
+def paths() -> SimpleNamespace:
+    """The folders `data`, `weights`, `figures`: in the project, unless MASKRCNN_DATA, ... say otherwise."""
+    folders = {name: Path(os.environ.get(variable) or root() / name) for name, variable in FOLDERS.items()}
+    return SimpleNamespace(**{name: folder.expanduser().resolve() for name, folder in folders.items()})
+
+
+def in_colab() -> bool:
+    """Whether this kernel runs in Google Colab."""
+    return "google.colab" in sys.modules
+
+
+def use_drive(wanted: bool, folder: Path = DRIVE_FOLDER) -> None:
+    """On Colab, mount Google Drive and keep data, weights and figures in `folder`; elsewhere do nothing."""
+    if not (wanted and in_colab()):
+        return
+    from google.colab import drive
+
+    drive.mount(str(DRIVE))
+    for name, variable in FOLDERS.items():
+        os.environ.setdefault(variable, str(folder / name))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+
+
+def device() -> torch.device:
+    """The device accelerate picks for this process: its GPU where there is one, else the CPU.
+
+    ACCELERATE_USE_CPU=1 asks for the CPU, as it does everywhere in accelerate.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
+    """Write `name`.pdf and `name`.png to `folder` (default `paths().figures`), the same bytes every time.
+
+    Each is written whole and then renamed: an interrupted run leaves the earlier one. Returns the two paths.
+    """
+    folder = Path(folder) if folder else paths().figures
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}  # no date, no version
+    written = []
+    for ending, tags in metadata.items():
+        part = folder / f".{name}.{ending}.part"
+        fig.savefig(part, format=ending, dpi=REPORT_DPI, bbox_inches="tight", metadata=tags)
+        written.append(part.replace(folder / f"{name}.{ending}"))
+    return written
+
+
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Turn a ValueError or OSError (a user's mistake) into one line on stderr and exit status 1.
+
+    A context manager, and a decorator of a command's `main`: `@command_errors()`.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit("error: " + " ".join(str(error).split())) from None

@@ -1,0 +1,267 @@
+"""One loop for every stage: `python -m lib.train {rpn,boxhead,maskhead,joint,all} --profile demo --data DIR --weights DIR`.
+
+A stage writes `<stage>.safetensors` and, for each epoch, one row of `<stage>_history.csv`: the mean losses on the train and val
+split, learning rate and seconds. A finished stage is kept; a stopped one goes on from its last epoch. Devices, precision and
+processes are accelerate's: `torchrun --nproc_per_node 4 -m lib.train rpn` runs the same loop on four GPUs.
+"""
+
+import argparse
+import csv
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lib.checkpoint import check_chain, is_current, load_model, load_tensors, previous_stage, save_stage, stage_path
+from lib.config import PROFILES, STAGES, Config, load_config
+from lib.data import CourseDataset, collate
+from lib.evaluate import evaluate_model
+from lib.maskrcnn import MaskRCNN
+from lib.runtime import command_errors, paths, seed_everything
+from lib.stages import STAGE_CLASSES, Stage
+
+_NEEDS_MASKS = ("maskhead", "joint")
+
+
+def train_stage(
+    name: str, config: Config, data: str | Path, weights: str | Path, val_data: str | Path | None = None, restart: bool = False
+) -> list[dict]:
+    """Train one stage on the train split of `data`, on top of the stages in `weights`; returns its history, one row an epoch.
+
+    `val_data` is another data set whose val split is used, where train and val images come as two sets. `restart` trains again
+    a stage that is finished or half done. Raises FileNotFoundError where an earlier stage is missing.
+    """
+    weights = Path(weights)
+    if not restart and is_current(weights, name, config):
+        print(f"{name}: already trained, {stage_path(weights, name)} is kept")
+        return read_history(weights, name)
+    run = _Run(name, config, Path(data), weights, Path(val_data or data))
+    history = run.resume(restart)
+    while len(history) < run.epochs:
+        history.append(run.epoch(len(history)))
+        run.checkpoint(history)
+    run.finish()
+    return history
+
+
+class _Run:
+    """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands."""
+
+    def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path):
+        self.name, self.config, self.weights = name, config, weights
+        self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
+        loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
+        self.accelerator = Accelerator(mixed_precision=precision(config), dataloader_config=loading)
+        seed_everything(config.seed)
+        train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
+        self.val_data = CourseDataset(val_data, "val", config)
+        if len(train) < self.batch_size:
+            raise ValueError(f"{data} has {len(train)} training images, fewer than one batch of {self.batch_size}: add images")
+        stage = STAGE_CLASSES[name](starting_model(name, config, weights))
+        learning = [p for p in stage.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay)
+        self.stage, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
+            stage,
+            optimizer,
+            loader(train, self.batch_size, self.accelerator.device, shuffle=True),
+            loader(self.val_data, self.batch_size, self.accelerator.device),
+        )
+        steps = self.epochs * len(self.train_loader)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, config.warmup_fraction))
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.accelerator.print(
+            f"{name}: {self.epochs} epochs of {len(train)} images in batches of {self.batch_size} on "
+            f"{self.accelerator.num_processes} x {self.accelerator.device.type}: {steps} steps, "
+            f"{sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
+        )
+
+    @property
+    def model(self) -> MaskRCNN:
+        return self.accelerator.unwrap_model(self.stage).model
+
+    def epoch(self, epoch: int) -> dict:
+        """One pass over the train and val split -> a row of the history."""
+        started = time.perf_counter()
+        seed_everything(self.config.seed + 1000 * (epoch + 1) + self.accelerator.process_index)  # a resumed epoch draws the same
+        self.train_loader.set_epoch(epoch)
+        self.stage.train()
+        train = self._pass(self.train_loader, f"{self.name} {epoch + 1}/{self.epochs}", self._step)
+        self.stage.eval()
+        seed_everything(self.config.seed)
+        with torch.no_grad():
+            val = self._pass(self.val_loader, f"{self.name} val", self.stage)
+        row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0], "seconds": time.perf_counter() - started}
+        row |= {f"train_{k}": v for k, v in train.items()} | {f"val_{k}": v for k, v in val.items()}
+        self.accelerator.print(
+            f"{self.name} {epoch + 1:2d}/{self.epochs}  train {_total(train)}  val {_total(val)}  {row['seconds']:.0f} s"
+        )
+        return row
+
+    def _step(self, images: Tensor, targets: list[dict]) -> dict[str, Tensor]:
+        losses = self.stage(images, targets)
+        self.accelerator.backward(sum(losses.values()))
+        self.accelerator.clip_grad_norm_(self.stage.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return losses
+
+    def _pass(self, batches: Iterable, title: str, step) -> dict[str, float]:
+        """The mean of each loss over the batches of all processes, behind a progress bar."""
+        sums, count = {}, 0
+        bar = tqdm(batches, title, leave=False, disable=not self.accelerator.is_main_process, unit_scale=self.batch_size, unit="img")
+        for images, targets in bar:
+            losses = step(images, targets)
+            count += 1
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+            if count % 10 == 1:  # reading a loss waits for the device
+                bar.set_postfix({name: f"{float(total) / count:.3f}" for name, total in sums.items()})
+        return {name: float(self.accelerator.reduce(total / count, "mean")) for name, total in sums.items()}
+
+    def checkpoint(self, history: list[dict]) -> None:
+        """After an epoch: the history, and all that is needed to go on from here."""
+        if self.accelerator.is_main_process:
+            write_history(self.weights, self.name, history)
+        partial = self._resume_folder.with_suffix(".partial")
+        self.accelerator.save_state(str(partial))
+        if self.accelerator.is_main_process:
+            (partial / "stage.json").write_text(json.dumps({"config": self.config.to_json(), "history": history}))
+            shutil.rmtree(self._resume_folder, ignore_errors=True)
+            partial.rename(self._resume_folder)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, restart: bool) -> list[dict]:
+        """The history of the epochs already done, their state loaded; empty at a fresh start."""
+        record = self._resume_folder / "stage.json"
+        if restart or not record.is_file():
+            return []
+        stored = json.loads(record.read_text())
+        if stored["config"] != self.config.to_json():
+            self.accelerator.print(f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh")
+            return []
+        self.accelerator.load_state(str(self._resume_folder))
+        self.accelerator.print(f"{self.name}: going on after epoch {len(stored['history'])}")
+        return stored["history"]
+
+    def finish(self) -> None:
+        """Score the model on the val split and write the stage's file."""
+        if self.accelerator.is_main_process:
+            with self.accelerator.autocast():
+                scores = evaluate_model(self.model.eval(), self.val_data, upto=self.name) if len(self.val_data) else {}
+            path = save_stage(self.model, self.weights, self.name, scores)
+            shutil.rmtree(self._resume_folder, ignore_errors=True)
+            print(f"{self.name}: wrote {path}")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
+
+    @property
+    def _resume_folder(self) -> Path:
+        return self.weights / f"{self.name}.resume"
+
+
+def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
+    """The model that a stage starts from: the earlier stages' parts as trained, the rest fresh, all under this config."""
+    model, before = MaskRCNN(config), previous_stage(name)
+    if before:
+        check_chain(weights, before)
+        load_tensors(model, load_model(weights, before).state_dict(), stage_path(weights, before))
+    return model
+
+
+def precision(config: Config) -> str:
+    """accelerate's mixed precision: the config's, "auto" being bf16 (or fp16 where the GPU lacks it) on a GPU and none on a CPU."""
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def loader(dataset: CourseDataset, batch_size: int, device: torch.device, shuffle: bool = False) -> DataLoader:
+    """Batches of uint8 images; on a GPU, two processes read ahead into pinned memory."""
+    gpu = device.type == "cuda"
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle,
+        collate_fn=collate,
+        drop_last=shuffle,
+        num_workers=2 if gpu else 0,
+        pin_memory=gpu,
+        persistent_workers=gpu,
+    )
+
+
+def warmup_cosine(step: int, steps: int, warmup_fraction: float) -> float:
+    """The learning rate's factor: linear warm-up, then half a cosine down to 0."""
+    warmup = max(1, round(steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+def write_history(weights: Path, name: str, history: list[dict]) -> None:
+    weights.mkdir(parents=True, exist_ok=True)
+    with open(weights / f"{name}_history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def read_history(weights: str | Path, name: str) -> list[dict]:
+    """The rows of a stage's history as numbers, for the learning curves."""
+    with open(Path(weights) / f"{name}_history.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def train_until(name: str, config: Config, data: str | Path, weights: str | Path) -> None:
+    """Train the stages up to and including `name` that `weights` does not hold yet: what a notebook calls."""
+    for stage in STAGES[: STAGES.index(name) + 1]:
+        if stage != name and not is_current(weights, stage, config):
+            print(f"{stage} is not trained yet: training it first")
+        train_stage(stage, config, data, weights)
+
+
+def _total(losses: dict[str, float]) -> str:
+    return f"{sum(losses.values()):.4f}" if losses else "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", choices=PROFILES, help="the config to start from")
+    parser.add_argument("--data", type=Path, default=None, help="folder of the four course files (default: data/synthetic)")
+    parser.add_argument("--weights", type=Path, default=None, help="folder for the stages (default: weights/<profile>)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.train", description="Train one stage of Mask R-CNN, or all of them in order.")
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    add_arguments(parser)
+    parser.add_argument("--val-data", type=Path, default=None, help="another data set to take the val split from")
+    parser.add_argument("--epochs", type=int, help="of each stage trained")
+    parser.add_argument("--batch-size", type=int, help="images a step, for each process")
+    parser.add_argument("--restart", action="store_true", help="train again a stage that is finished or half done")
+    args = parser.parse_args(argv)
+    with command_errors():
+        stages = STAGES if args.stage == "all" else (args.stage,)
+        config = load_config(args.profile, args.set)
+        for option, value in (("epochs", args.epochs), ("batch_size", args.batch_size)):
+            if value is not None:
+                config = config.replace(**{f"{stage}_{option}": value for stage in stages})
+        data, weights = args.data or paths().data / "synthetic", args.weights or paths().weights / args.profile
+        for stage in stages:
+            train_stage(stage, config, data, weights, args.val_data, args.restart)
+
+
+if __name__ == "__main__":
+    main()

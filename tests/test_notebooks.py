@@ -1,0 +1,127 @@
+"""The six notebooks: pairs in step, one set-up cell, the house's form, and a run from nothing to a score."""
+
+import base64
+import json
+import re
+import shutil
+import struct
+
+import jupytext
+import nbformat
+import pytest
+
+from lib import run, runtime
+
+FOLDER = runtime.root() / "notebooks"
+WITH_BROWSER = {"02_anchors", "05_maskhead", "06_eval"}
+FORBIDDEN = (
+    "autoreload",
+    "enable_custom_widget_manager",
+    "ipympl",
+    "matplotlib widget",
+    "Tab(",
+    "Accordion(",
+)
+DEFINES_A_MODEL = re.compile(r"^\s*class \w|nn\.Module|@dataclass", re.MULTILINE)
+QUICK = "rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=1 synthetic_images=24"
+FLAT = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "-all"}  # compare cells, not headers
+
+every_notebook = pytest.mark.parametrize("name", run.NOTEBOOKS)
+
+
+def source(name):
+    """The notebook as reviewed: its .py."""
+    return jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
+
+
+def product(name):
+    """The notebook as committed: its .ipynb."""
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def percent(notebook):
+    """The cells as py:percent text, without any header or metadata."""
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({})
+    notebook.metadata = nbformat.from_dict({"jupytext": dict(FLAT)})
+    return jupytext.writes(notebook, fmt="py:percent")
+
+
+@every_notebook
+def test_pair_is_in_step(name):
+    assert percent(product(name)) == percent(source(name)), f"run `python -m lib.run --only {name}`"
+
+
+def test_the_same_set_up_cell_everywhere():
+    cells = {name: code_cells(source(name))[0].source for name in run.NOTEBOOKS}
+    assert "REPOSITORY = " in cells["01_data"]
+    assert {name for name, cell in cells.items() if cell != cells["01_data"]} == set()
+
+
+@every_notebook
+def test_form(name):
+    notebook = source(name)
+    codes, text = code_cells(notebook), "\n".join(cell.source for cell in notebook.cells)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.lstrip().startswith("# ")
+    assert f"blob/main/notebooks/{name}.ipynb" in first.source
+    assert len(notebook.cells) - len(codes) >= len(codes), "at least one markdown cell to each code cell"
+    for cell in codes:
+        assert len(cell.source.splitlines()) <= 40, cell.source[:80]
+        assert not DEFINES_A_MODEL.search(cell.source), "parts live in lib/"
+    assert not [word for word in FORBIDDEN if word in text]
+
+
+@pytest.mark.parametrize("name", sorted(WITH_BROWSER))
+def test_the_browser_is_the_last_cell(name):
+    cells = code_cells(source(name))
+    uses = [number for number, cell in enumerate(cells) if re.search(r"\bbrowser\.\w", cell.source)]
+    assert uses == [len(cells) - 1]
+
+
+@every_notebook
+def test_committed_outputs(name):
+    notebook = product(name)
+    nbformat.validate(notebook)
+    assert [cell.id for cell in notebook.cells] == [f"cell-{n + 1:03d}" for n in range(len(notebook.cells))]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    codes = code_cells(notebook)
+    counts = [cell.execution_count for cell in codes]
+    assert counts == list(range(1, len(codes) + 1)), "one run, top to bottom"
+    outputs = [output for cell in codes for output in cell.outputs]
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert "image/png" in kinds, "figures inline"
+    assert "error" not in {output.output_type for output in outputs}
+    assert run.WIDGET not in kinds
+    text = json.dumps([output for output in outputs if output.output_type != "error"])
+    assert not re.search(r" at 0x[0-9a-f]{6}", text), "an object's address changes from run to run"
+
+
+@every_notebook
+def test_inline_figures_are_of_screen_size(name):
+    for cell in code_cells(product(name)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                width = struct.unpack(">I", base64.b64decode(output.data["image/png"])[16:20])[0]
+                assert width <= 1600, cell.source[:80]
+
+
+def test_all_six_run_from_nothing(tmp_path):
+    for name in ("lib", "notebooks"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.ipynb", ".*")
+        shutil.copytree(runtime.root() / name, tmp_path / name, ignore=ignore)
+    shutil.copy(runtime.root() / "pyproject.toml", tmp_path)
+    own = {variable: str(tmp_path / name) for name, variable in runtime.FOLDERS.items()}
+    environment = own | {"MASKRCNN_SET": QUICK, "MASKRCNN_PROFILE": "demo", "MASKRCNN_SOURCE": "synthetic"}
+    for name in run.NOTEBOOKS:
+        run.execute(name, tmp_path, environment)
+        assert (tmp_path / "notebooks" / f"{name}.ipynb").is_file()
+    pdf, png = ({path.stem for path in tmp_path.glob(f"figures/*.{ending}")} for ending in ("pdf", "png"))
+    assert pdf == png
+    assert {figure[:2] for figure in pdf} == {name[:2] for name in run.NOTEBOOKS}, "each exports its figures"
+    metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+    assert {"split", "images", "box", "mask", "rpn", "course"} <= set(metrics) and metrics["split"] == "test"

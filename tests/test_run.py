@@ -1,0 +1,147 @@
+"""Executing a notebook: what is kept, left out, and left by a failure. Requirements that Colab meets."""
+
+import re
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+
+from lib import run, runtime
+
+COLAB = {  # preinstalled there, with Python 3.13
+    "accelerate": "1.14.0",
+    "h5py": "3.16.0",
+    "ipykernel": "6.17.1",
+    "ipywidgets": "7.7.1",
+    "jupytext": "1.19.5",
+    "matplotlib": "3.10.0",
+    "nbclient": "0.10.4",
+    "nbformat": "5.11.1",
+    "numpy": "2.1.3",
+    "pillow": "11.3.0",
+    "pycocotools": "2.0.11",
+    "safetensors": "0.8.0",
+    "torch": "2.11.0",
+    "torchvision": "0.26.0",
+    "tqdm": "4.67.3",
+}
+NOTEBOOK = """# %% [markdown]
+# # A claim
+
+# %%
+import os, pathlib
+from tqdm import tqdm
+for _ in tqdm(range(3)):
+    pass
+print("kept", os.environ["WORD"], pathlib.Path.cwd())
+
+# %%
+import ipywidgets
+ipywidgets.IntSlider(3)
+
+# %%
+# %matplotlib inline
+import matplotlib.pyplot as plt
+_ = plt.plot([0, 1])
+"""
+
+
+FAILING = """# %% [markdown]
+# text
+
+# %%
+print("before")
+
+# %%
+raise ValueError("two\\nlines")
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/01_data.py").write_text(NOTEBOOK)
+    return tmp_path
+
+
+def test_outputs_stay_and_noise_goes(project):
+    seconds = run.execute("01_data", project, {"WORD": "hello"})
+    path = project / "notebooks/01_data.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    title, code, slider, plot = notebook.cells
+    assert seconds > 0
+    assert [cell.id for cell in notebook.cells] == ["cell-001", "cell-002", "cell-003", "cell-004"]
+    assert code.outputs == [{"name": "stdout", "output_type": "stream", "text": "kept hello notebooks\n"}]
+    assert list(slider.outputs[0].data) == ["text/plain"]
+    assert "image/png" in plot.outputs[0].data
+    assert "widgets" not in notebook.metadata and title.metadata == code.metadata == {}
+
+    first = path.read_bytes()
+    run.execute("01_data", project, {"WORD": "hello"})
+    assert path.read_bytes() == first
+
+
+def test_a_failing_cell_is_named_and_the_earlier_notebook_kept(project):
+    folder = project / "notebooks"
+    (folder / "01_data.ipynb").write_text("earlier")
+    (folder / "01_data.py").write_text(FAILING)
+    with pytest.raises(run.NotebookError, match="01_data stopped at cell 3 of 3: ValueError: two lines.*"):
+        run.execute("01_data", project)
+    assert (folder / "01_data.ipynb").read_text() == "earlier"
+    partial = nbformat.read(folder / "01_data.failed.ipynb", as_version=4)
+    assert partial.cells[1].outputs[0].text == "before\n"
+    assert partial.cells[2].outputs[0].output_type == "error"
+    (folder / "01_data.py").write_text("# %%\nprint('mended')\n")
+    run.execute("01_data", project)
+    assert sorted(path.name for path in folder.iterdir()) == ["01_data.ipynb", "01_data.py"]
+
+
+def test_scenes_are_written_once_and_never_over_data(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
+    monkeypatch.setattr(run, "write_scenes", lambda *arguments: calls.append(arguments))
+    config = run.load_config("demo", ["synthetic_images=5", "synthetic_seed=3"])
+    assert run.ensure_data("synthetic", config) == tmp_path / "synthetic"
+    assert calls == [(tmp_path / "synthetic", 5, 3)]
+    (tmp_path / "synthetic").mkdir()
+    (tmp_path / "synthetic" / run.FILES["labels"]).touch()
+    run.ensure_data("synthetic", config)
+    run.ensure_data("course", config)
+    assert len(calls) == 1
+
+
+def test_each_source_has_weights_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path))
+    config = run.load_config("demo")
+    assert run.weights_folder("synthetic", config) == tmp_path / "demo"
+    assert run.weights_folder("course", config) == tmp_path / "demo-course"
+
+
+def test_the_run_stops_at_the_first_failure_in_one_line(monkeypatch, capsys):
+    def fail(name, root):
+        raise run.NotebookError(f"{name} stopped")
+
+    monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
+    monkeypatch.setattr(run, "execute", fail)
+    with pytest.raises(SystemExit, match="^error: 03_rpn stopped$"):
+        run.main(["--only", "03_rpn", "04_boxhead"])
+    assert "2 notebook(s)" in capsys.readouterr().out
+
+
+def test_the_run_ends_with_a_table_of_seconds(monkeypatch, capsys):
+    monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
+    monkeypatch.setattr(run, "execute", lambda name, root: 2.0)
+    run.main([])
+    table = capsys.readouterr().out.splitlines()[-8:]
+    assert [line.split()[0] for line in table] == ["data", *run.NOTEBOOKS, "total"]
+    assert float(table[-1].split()[1]) >= 12.0
+
+
+def test_colab_meets_every_requirement():
+    lines = (runtime.root() / "requirements.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not re.match(r"\s*#", line)]
+    assert {requirement.name for requirement in requirements} == set(COLAB)
+    for requirement in requirements:
+        assert [clause.operator for clause in requirement.specifier] == [">="], requirement
+        assert requirement.specifier.contains(COLAB[requirement.name]), requirement

@@ -1,0 +1,100 @@
+"""Folders, seeds, figures that are the same twice, and errors in one line."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from lib import runtime
+
+DRAW = """
+import sys, matplotlib; matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from lib import runtime
+fig, ax = plt.subplots(); ax.plot([0, 1], [1, 0], "o-", label="AP\\u2085\\u2080")
+ax.imshow([[0, 1]]); ax.legend(); ax.set_title("IoU > 0.5"); runtime.save_figure(fig, "curve", sys.argv[1])
+"""
+
+
+def test_root_holds_lib():
+    assert (runtime.root() / "lib" / "runtime.py").is_file()
+
+
+def test_paths_default_to_the_root_and_follow_the_environment(monkeypatch, tmp_path):
+    for variable in runtime.FOLDERS.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert runtime.paths().weights == runtime.root() / "weights"
+    monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
+    assert runtime.paths().data == tmp_path
+    assert runtime.paths().figures == runtime.root() / "figures"
+
+
+def test_drive_is_left_alone_outside_colab(monkeypatch):
+    monkeypatch.delenv("MASKRCNN_DATA", raising=False)
+    runtime.use_drive(True)
+    assert "MASKRCNN_DATA" not in os.environ
+
+
+def test_drive_on_colab_is_mounted_and_takes_the_folders(monkeypatch, tmp_path):
+    mounted = []
+    drive = type(sys)("google.colab.drive")
+    drive.mount = mounted.append
+    colab = type(sys)("google.colab")
+    colab.drive = drive
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
+    for variable in runtime.FOLDERS.values():
+        monkeypatch.setenv(variable, "")  # so that monkeypatch restores it
+        monkeypatch.delenv(variable)
+    runtime.use_drive(False, tmp_path)
+    assert mounted == []
+    runtime.use_drive(True, tmp_path)
+    assert mounted == [str(runtime.DRIVE)]
+    assert runtime.paths().weights == tmp_path / "weights" and (tmp_path / "weights").is_dir()
+
+
+def test_same_seed_same_numbers():
+    runtime.seed_everything(7)
+    first = (np.random.rand(), torch.rand(3))
+    runtime.seed_everything(7)
+    assert np.random.rand() == first[0]
+    torch.testing.assert_close(torch.rand(3), first[1])
+
+
+def test_figures_are_byte_identical_between_runs(tmp_path):
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-c", DRAW, str(tmp_path / hash_seed)]
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        environment.pop("SOURCE_DATE_EPOCH", None)
+        subprocess.run(command, check=True, cwd=runtime.root(), env=environment)
+    for name in ("curve.pdf", "curve.png"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_a_failed_save_leaves_the_earlier_figure(tmp_path):
+    fig, ax = plt.subplots()
+    written = runtime.save_figure(fig, "plot", tmp_path)
+    assert [path.name for path in written] == ["plot.pdf", "plot.png"]
+    before = written[0].read_bytes()
+    ax.set_title("$\\nothing{$")  # mathtext cannot draw this
+    with pytest.raises(ValueError):
+        runtime.save_figure(fig, "plot", tmp_path)
+    assert written[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("labels.npy:\nwrong length"), FileNotFoundError("no such file")]
+)
+def test_a_users_mistake_is_one_line_and_status_1(error):
+    with pytest.raises(SystemExit) as caught, runtime.command_errors():
+        raise error
+    assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)
+
+
+def test_a_programming_error_keeps_its_traceback():
+    with pytest.raises(RuntimeError), runtime.command_errors():
+        raise RuntimeError("a bug")
