@@ -5,7 +5,7 @@ import pytest
 
 from lib import synthetic
 from lib.data import FILES, CourseDataset
-from lib.synthetic import AREAS, ASPECTS, main, place_object, quantile, scene, tight_box, visible_masks, write_scenes
+from lib.synthetic import place_object, scene, tight_box, visible_masks, write_scenes
 
 
 def scenes(seed: int, count: int) -> list:
@@ -61,13 +61,15 @@ def test_what_is_painted_later_hides_what_is_behind():
 @pytest.mark.parametrize("label", [1, 2, 3])
 def test_sizes_and_shapes_follow_the_course(label):
     rng = np.random.default_rng(label)
-    for table in (AREAS[label], ASPECTS[label]):
-        drawn = np.quantile([quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1])
+    for table in (synthetic.AREAS[label], synthetic.ASPECTS[label]):
+        drawn = np.quantile(
+            [synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1]
+        )
         np.testing.assert_allclose(drawn, table[1:-1], rtol=0.1)
     boxes = np.stack([tight_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(250)])
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
-    assert np.median(w * h / 120_000) == pytest.approx(AREAS[label][2], rel=0.3)
-    assert np.median(w / h) == pytest.approx(ASPECTS[label][2], rel=0.25)
+    assert np.median(w * h / 120_000) == pytest.approx(synthetic.AREAS[label][2], rel=0.3)
+    assert np.median(w / h) == pytest.approx(synthetic.ASPECTS[label][2], rel=0.25)
 
 
 def test_class_shares_and_objects_an_image():
@@ -79,13 +81,13 @@ def test_class_shares_and_objects_an_image():
 
 def test_existing_files_are_kept_unless_told_otherwise(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--images", "1"]
-    main([*arguments, "--seed", "1"])
+    synthetic.main([*arguments, "--seed", "1"])
     assert "1 made-up scenes (seed 1)" in capsys.readouterr().out
     before = contents(tmp_path)
     with pytest.raises(SystemExit, match="exists already.*--overwrite"):
-        main([*arguments, "--seed", "2"])
+        synthetic.main([*arguments, "--seed", "2"])
     assert contents(tmp_path) == before
-    main([*arguments, "--seed", "2", "--overwrite"])
+    synthetic.main([*arguments, "--seed", "2", "--overwrite"])
     assert contents(tmp_path)["images"] != before["images"]
 
 
