@@ -44,7 +44,9 @@ def _trunk_with_fpn(config: Config) -> nn.Module:
     if config.backbone_weights != "none":
         weights = get_model_weights(config.backbone)[config.backbone_weights]
     trunk = get_model(config.backbone, weights=weights)
-    trunk = getattr(trunk, "features", trunk)  # mobilenets, efficientnets, convnexts; a resnet is its own list of children
+    trunk = getattr(
+        trunk, "features", trunk
+    )  # mobilenets, efficientnets, convnexts; a resnet is its own list of children
     last = _last_block_of_each_stride(trunk)
     return BackboneWithFPN(
         trunk,

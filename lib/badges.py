@@ -49,9 +49,7 @@ def rewrite(root: Path) -> list[Path]:
 def main() -> None:
     with runtime.command_errors():
         changed = rewrite(runtime.root())
-    print(
-        "\n".join(f"rewrote {path.relative_to(runtime.root())}" for path in changed) or "nothing to rewrite"
-    )
+    print("\n".join(f"rewrote {path.relative_to(runtime.root())}" for path in changed) or "nothing to rewrite")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Plain geometry of boxes: overlap, encoding, clipping, and moves between frames.
 
-    N, M, A  numbers of boxes
-    boxes    (..., 4) float32 xyxy, absolute pixels; x2 and y2 are exclusive edges, so the width is x2 - x1
-    deltas   (..., 4) float32 t = (tx, ty, tw, th) of §4.3, without unit
+N, M, A  numbers of boxes
+boxes    (..., 4) float32 xyxy, absolute pixels; x2 and y2 are exclusive edges, so the width is x2 - x1
+deltas   (..., 4) float32 t = (tx, ty, tw, th) of §4.3, without unit
 """
 
 import math

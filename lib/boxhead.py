@@ -1,7 +1,7 @@
 """The box head: network, targets, loss and post-processing (§6).
 
-    R  RoIs    C  channels of the pyramid    P  pooled size    K  classes of objects (3)    M  sampled proposals    G  objects
-    boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the proposal
+R  RoIs    C  channels of the pyramid    P  pooled size    K  classes of objects (3)    M  sampled proposals    G  objects
+boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the proposal
 """
 
 from collections.abc import Sequence
@@ -74,14 +74,14 @@ def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tens
     count = max(len(labels), 1)
     positive = (labels > 0).nonzero().flatten()
     classification = F.cross_entropy(logits, labels, reduction="sum")
-    regression = F.smooth_l1_loss(
-        deltas[positive, labels[positive] - 1], target_deltas[positive], reduction="sum"
-    )
+    regression = F.smooth_l1_loss(deltas[positive, labels[positive] - 1], target_deltas[positive], reduction="sum")
     return {"box_class": classification / count, "box_regression": regression / count}
 
 
 @torch.no_grad()
-def refine(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: tuple[int, int], config: Config) -> list[dict]:
+def refine(
+    logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: tuple[int, int], config: Config
+) -> list[dict]:
     """Post-processing in testing (§6.5): head outputs for the proposals (Ri, 4) of each image -> its detections, best first.
 
     Each proposal becomes one box of its most probable class; background is removed, boxes are clipped to the `content`
@@ -132,7 +132,9 @@ def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
     return zip(*(v.split(counts) for v in (boxes, labels + 1, scores, is_object)), strict=True)
 
 
-def _top(boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, pre_nms: int, post_nms: int, config: Config) -> Tensor:
+def _top(
+    boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, pre_nms: int, post_nms: int, config: Config
+) -> Tensor:
     """Indices of the boxes that survive: of those in `keep` (R,) bool the top K', NMS for each class, the top N'."""
     candidates = keep.nonzero().flatten()
     candidates = candidates[scores[candidates].argsort(descending=True, stable=True)[:pre_nms]]

@@ -66,7 +66,9 @@ def load_tensors(model: MaskRCNN, tensors: dict[str, Tensor], path: Path) -> Mas
     try:
         unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this config: {str(error).splitlines()[-1].strip()}; train the stage again") from None
+        raise ValueError(
+            f"{path} does not fit this config: {str(error).splitlines()[-1].strip()}; train the stage again"
+        ) from None
     if unexpected:
         raise ValueError(f"{path} holds {unexpected[0]}, which this model lacks; train the stage again")
     return model
@@ -76,7 +78,9 @@ def last_trained(weights: str | Path) -> str:
     """The furthest stage that a folder holds."""
     trained = [stage for stage in STAGES if stage_path(weights, stage).is_file()]
     if not trained:
-        raise FileNotFoundError(f"no trained stage in {Path(weights).resolve()}: train with `python -m lib.train all --weights {weights}`")
+        raise FileNotFoundError(
+            f"no trained stage in {Path(weights).resolve()}: train with `python -m lib.train all --weights {weights}`"
+        )
     return trained[-1]
 
 

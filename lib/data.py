@@ -122,7 +122,9 @@ def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray) -
     if len(labels) != len(boxes):
         raise ValueError(f"{folder / FILES['boxes']}: image {n} has {len(boxes)} boxes but {len(labels)} labels")
     if len(labels) and not (labels.min() >= 1 and labels.max() <= NUM_CLASSES):
-        raise ValueError(f"{folder / FILES['labels']}: image {n} has labels {labels.tolist()}; they go from 1 to {NUM_CLASSES}")
+        raise ValueError(
+            f"{folder / FILES['labels']}: image {n} has labels {labels.tolist()}; they go from 1 to {NUM_CLASSES}"
+        )
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (IMAGE_WIDTH, IMAGE_HEIGHT)).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise ValueError(
@@ -165,7 +167,9 @@ def load_object_array(path: str | Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
             _, _, dtype = read_header(file)
             if dtype == object:
                 array = _ArrayUnpickler(file).load()
@@ -186,7 +190,9 @@ def load_split(folder: str | Path, count: int, config: Config) -> dict[str, list
     if path.is_file():
         split = json.loads(path.read_text())
         if sorted(i for name in SPLITS for i in split.get(name, ())) != list(range(count)):
-            raise ValueError(f"{path} does not divide the {count} images of this folder into {SPLITS}: delete it to draw a new one")
+            raise ValueError(
+                f"{path} does not divide the {count} images of this folder into {SPLITS}: delete it to draw a new one"
+            )
         return split
     order = list(range(count))
     random.Random(config.seed).shuffle(order)
@@ -207,8 +213,8 @@ def write_split(folder: str | Path, indices: Mapping[str, Sequence[int]]) -> Non
 class CourseWriter:
     """Streams the four course files to a folder; they appear under their names only when the block ends well.
 
-        with CourseWriter(folder) as writer:
-            writer.add(image, labels, boxes, masks)   # (3, H, W) uint8, (G,), (G, 4) xyxy, (G, H, W)
+    with CourseWriter(folder) as writer:
+        writer.add(image, labels, boxes, masks)   # (3, H, W) uint8, (G,), (G, 4) xyxy, (G, H, W)
     """
 
     def __init__(self, folder: str | Path):
@@ -221,7 +227,13 @@ class CourseWriter:
         self._h5 = {kind: h5py.File(self._partial(kind), "w") for kind in ("images", "masks")}
         for kind, shape in (("images", (3, IMAGE_HEIGHT, IMAGE_WIDTH)), ("masks", (IMAGE_HEIGHT, IMAGE_WIDTH))):
             self._h5[kind].create_dataset(
-                "data", (0, *shape), "uint8", maxshape=(None, *shape), chunks=(1, *shape), compression="gzip", compression_opts=1
+                "data",
+                (0, *shape),
+                "uint8",
+                maxshape=(None, *shape),
+                chunks=(1, *shape),
+                compression="gzip",
+                compression_opts=1,
             )
         return self
 

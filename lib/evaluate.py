@@ -52,7 +52,9 @@ def collect_results(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint"
     """The model's `proposals`, `box` and `mask` results on a data set, in COCO's results format."""
     results = {"proposals": [], "box": [], "mask": []}
     batch_size, where = model.config.eval_batch_size, next(model.parameters()).device
-    for images, targets in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), "evaluate", leave=False, unit="batch"):
+    for images, targets in tqdm(
+        DataLoader(dataset, batch_size, collate_fn=collate), "evaluate", leave=False, unit="batch"
+    ):
         for target, found in zip(targets, model.eval()(images.to(where), upto), strict=True):
             image, found = target["image_id"], {k: v.cpu() for k, v in found.items()}
             ones = torch.ones(len(found["proposals"]), dtype=torch.long)
@@ -74,7 +76,9 @@ def box_results(image: int, boxes: Tensor, labels: Tensor, scores: Tensor) -> li
 def mask_results(image: int, masks: Tensor, labels: Tensor, scores: Tensor) -> list[dict]:
     """COCO results of masks (D, H, W) uint8, as compressed RLE."""
     rows = zip(encode_masks(masks), labels.tolist(), scores.tolist(), strict=True)
-    return [{"image_id": image, "category_id": label, "segmentation": code, "score": score} for code, label, score in rows]
+    return [
+        {"image_id": image, "category_id": label, "segmentation": code, "score": score} for code, label, score in rows
+    ]
 
 
 def encode_masks(masks: Tensor) -> list[dict]:
@@ -95,7 +99,9 @@ def ground_truth(dataset: CourseDataset) -> COCO:
     return _coco({"images": images, "annotations": annotations, "categories": CATEGORIES})
 
 
-def coco_evaluation(truth: COCO, results: list[dict], kind: str, max_detections: Sequence[int] = (1, 10, 100), classes=True) -> COCOeval:
+def coco_evaluation(
+    truth: COCO, results: list[dict], kind: str, max_detections: Sequence[int] = (1, 10, 100), classes=True
+) -> COCOeval:
     """pycocotools' evaluation, accumulated; `kind` is "bbox" or "segm"; without `classes` all objects count as one class."""
     with contextlib.redirect_stdout(io.StringIO()):
         found = truth.loadRes(results) if results else _coco({**truth.dataset, "annotations": []})
@@ -110,13 +116,17 @@ def average_precision(evaluation: COCOeval) -> dict:
     """AP (mean over IoU .50:.05:.95), AP50 and AP75 over all classes and sizes, and AP and AP50 of each class."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes): all areas, most detections
     scores = {"AP": _mean(precision), "AP50": _mean(precision[0]), "AP75": _mean(precision[5])}
-    per_class = {c["name"]: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])} for k, c in enumerate(CATEGORIES)}
+    per_class = {
+        c["name"]: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])} for k, c in enumerate(CATEGORIES)
+    }
     return {**scores, "per_class": per_class}
 
 
 def proposal_recall(truth: COCO, proposals: list[dict]) -> dict:
     """AR@100 and AR@1000: the share of objects that the best proposals find, mean over IoU .50:.05:.95, classes ignored."""
-    recall = coco_evaluation(truth, proposals, "bbox", (100, 1000), classes=False).eval["recall"]  # (IoUs, 1, areas, limits)
+    recall = coco_evaluation(truth, proposals, "bbox", (100, 1000), classes=False).eval[
+        "recall"
+    ]  # (IoUs, 1, areas, limits)
     return {f"AR@{limit}": _mean(recall[:, 0, 0, k]) for k, limit in enumerate((100, 1000))}
 
 
@@ -138,7 +148,9 @@ def precision_recall(evaluation: COCOeval, iou: float = 0.5) -> list[tuple[np.nd
         found = [e for e in images if e["category_id"] == category]
         objects = sum(len(e["gtIds"]) for e in found)
         scores = np.concatenate([np.zeros(0), *(e["dtScores"] for e in found)])
-        right = np.concatenate([np.zeros(0), *(e["dtMatches"][level] > 0 for e in found)])[np.argsort(-scores, kind="stable")]
+        right = np.concatenate([np.zeros(0), *(e["dtMatches"][level] > 0 for e in found)])[
+            np.argsort(-scores, kind="stable")
+        ]
         hits, recall, precision = np.cumsum(right), np.zeros(0), np.zeros(0)
         if objects:
             recall = np.concatenate([[0], hits / objects])
@@ -171,11 +183,15 @@ def write_metrics(scores: dict, path: str | Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.evaluate", description="Score trained weights on images never trained on.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.evaluate", description="Score trained weights on images never trained on."
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the four course files")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the trained stages")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--stage", choices=STAGES, default=None, help="score the system as it was after this stage (default: the last)")
+    parser.add_argument(
+        "--stage", choices=STAGES, default=None, help="score the system as it was after this stage (default: the last)"
+    )
     parser.add_argument("--out", type=Path, default=Path("metrics.json"))
     args = parser.parse_args(argv)
     with command_errors():
@@ -183,7 +199,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_model(args.weights, stage).to(device())
         dataset = CourseDataset(args.data, args.split, model.config)
         if not len(dataset):
-            raise ValueError(f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split")
+            raise ValueError(
+                f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split"
+            )
         scores = {"split": args.split, **evaluate_model(model, dataset, stage)}
         write_metrics(scores, args.out)
         print(json.dumps(scores, indent=2))

@@ -1,7 +1,7 @@
 """The mask head: network, targets, loss and pasting (§7).
 
-    D  boxes    C  channels of the pyramid    K  classes of objects (3)    m  side of a predicted mask (28)    G  objects
-    boxes are xyxy in pixels of the frame that each function names; masks are 1 inside the object
+D  boxes    C  channels of the pyramid    K  classes of objects (3)    m  side of a predicted mask (28)    G  objects
+boxes are xyxy in pixels of the frame that each function names; masks are 1 inside the object
 """
 
 import torch
@@ -51,7 +51,10 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tens
     logits (D, K, m, m), labels (D,) from 1 to K, targets (D, m, m) -> a scalar; zero, and differentiable, for no masks.
     """
     chosen = class_masks(logits, labels)
-    return {"mask": F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype), reduction="sum") / max(targets.numel(), 1)}
+    return {
+        "mask": F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype), reduction="sum")
+        / max(targets.numel(), 1)
+    }
 
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -69,7 +72,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
     height, width = size
     chunk = max(1, _PASTE_CHUNK // (height * width))
     pasted = [
-        _interpolation(b[:, 1], b[:, 3], height, m.shape[1]) @ m @ _interpolation(b[:, 0], b[:, 2], width, m.shape[2]).mT >= threshold
+        _interpolation(b[:, 1], b[:, 3], height, m.shape[1])
+        @ m
+        @ _interpolation(b[:, 0], b[:, 2], width, m.shape[2]).mT
+        >= threshold
         for m, b in zip(masks.float().split(chunk), boxes.float().split(chunk), strict=True)
     ]
     return torch.cat(pasted).to(torch.uint8) if pasted else masks.new_zeros((0, height, width), dtype=torch.uint8)

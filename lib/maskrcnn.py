@@ -1,8 +1,8 @@
 """The parts composed (§1, figure 2): images in, detections in the original frame out.
 
-    B  images    R  RoIs    D  detections of an image    C  channels of the pyramid
-    "network frame": pixels of the rescaled and padded input (Hp, Wp); "original frame": pixels of the image as given (H, W)
-    content: (height, width) of the rescaled image inside the padding
+B  images    R  RoIs    D  detections of an image    C  channels of the pyramid
+"network frame": pixels of the rescaled and padded input (Hp, Wp); "original frame": pixels of the image as given (H, W)
+content: (height, width) of the rescaled image inside the padding
 """
 
 from collections.abc import Sequence
@@ -89,12 +89,18 @@ class MaskRCNN(nn.Module):
             masks = self.segment(features, [r["boxes"] for r in results], [r["labels"] for r in results])
             results = [{**r, "masks": m} for r, m in zip(results, masks, strict=True)]
         return [
-            self._in_original_frame({**r, "proposals": p["boxes"], "proposal_scores": p["scores"]}, size, x_scale, y_scale)
+            self._in_original_frame(
+                {**r, "proposals": p["boxes"], "proposal_scores": p["scores"]}, size, x_scale, y_scale
+            )
             for r, p in zip(results, proposals, strict=True)
         ]
 
-    def _in_original_frame(self, result: dict[str, Tensor], size: tuple[int, int], x_scale: float, y_scale: float) -> dict:
-        boxes = {k: clip(scale_boxes(result[k], x_scale, y_scale), *size) for k in ("boxes", "proposals") if k in result}
+    def _in_original_frame(
+        self, result: dict[str, Tensor], size: tuple[int, int], x_scale: float, y_scale: float
+    ) -> dict:
+        boxes = {
+            k: clip(scale_boxes(result[k], x_scale, y_scale), *size) for k in ("boxes", "proposals") if k in result
+        }
         result |= boxes
         if "masks" in result:
             result["masks"] = paste_masks(result["masks"], result["boxes"], size, self.config.mask_threshold)

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def roi_align(features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = 2) -> Tensor:
+def roi_align(
+    features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = 2
+) -> Tensor:
     """Pool each RoI from one feature map: features (B, C, H, W), rois (R, 4) -> (R, C, P, P) with P = `size`.
 
     `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
@@ -26,7 +28,13 @@ def roi_align(features: Tensor, rois: Tensor, images: Tensor, size: int, scale: 
 
 
 def pool(
-    features: Sequence[Tensor], scales: Sequence[float], rois: Tensor, images: Tensor, levels: Tensor, size: int, samples=2
+    features: Sequence[Tensor],
+    scales: Sequence[float],
+    rois: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    size: int,
+    samples=2,
 ) -> Tensor:
     """RoIAlign of each RoI on its own level of a pyramid: L maps (B, C, Hl, Wl) -> (R, C, P, P).
 
@@ -72,8 +80,12 @@ def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([low, high], dim=-1), weights
 
 
-def pyramid_level(boxes: Tensor, canonical_level: int = 4, canonical_size: float = 224.0, levels: range = range(2, 6)) -> Tensor:
+def pyramid_level(
+    boxes: Tensor, canonical_level: int = 4, canonical_size: float = 224.0, levels: range = range(2, 6)
+) -> Tensor:
     """k = floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2): boxes (R, 4) -> k (R,) int64."""
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
-    k = torch.floor(canonical_level + torch.log2(size / canonical_size + 1e-6))  # 1e-6: 224 itself is level 4 in float32 too
+    k = torch.floor(
+        canonical_level + torch.log2(size / canonical_size + 1e-6)
+    )  # 1e-6: 224 itself is level 4 in float32 too
     return k.clamp(levels.start, levels.stop - 1).long()

@@ -101,7 +101,9 @@ def sample_rpn(
     Returns `patches` (M, C, 3, 3), `slots` (M,) the anchor's place in its cell, `labels` (M,) POSITIVE or NEGATIVE, and
     `deltas` (M, 4), zero for negatives.
     """
-    labels, boxes = map(torch.stack, zip(*(rpn_targets(anchors, t["boxes"], content, config) for t in targets), strict=True))
+    labels, boxes = map(
+        torch.stack, zip(*(rpn_targets(anchors, t["boxes"], content, config) for t in targets), strict=True)
+    )
     chosen = sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction)
     image, anchor = chosen // len(anchors), chosen % len(anchors)
     anchors_per_cell = len(config.anchor_ratios)

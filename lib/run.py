@@ -82,9 +82,7 @@ def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:
     for number, cell in enumerate(notebook.cells, start=1):
         cell.id, cell.metadata = f"cell-{number:03d}", NotebookNode()
         if cell.cell_type == "code":
-            cell.outputs = [
-                output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")
-            ]
+            cell.outputs = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
     return notebook
 
 

@@ -81,7 +81,10 @@ class RPNStage(Stage):
     name = "rpn"
 
     def learning_modules(self) -> list[nn.Module]:
-        return [self.model.rpn, *backbone_parts(self.model.backbone, self.config.rpn_trains, self.config.frozen_trunk_blocks)]
+        return [
+            self.model.rpn,
+            *backbone_parts(self.model.backbone, self.config.rpn_trains, self.config.frozen_trunk_blocks),
+        ]
 
     def sample(self, features, targets, content):
         return sample_rpn(features, self.model.anchors(features), targets, content, self.config)
@@ -126,7 +129,9 @@ class MaskHeadStage(Stage):
         return mask_samples(self.model, features, chosen, targets)
 
     def loss(self, samples):
-        return weighted(mask_loss(self.model.mask_head(samples["pooled"]), samples["labels"], samples["masks"]), self.config)
+        return weighted(
+            mask_loss(self.model.mask_head(samples["pooled"]), samples["labels"], samples["masks"]), self.config
+        )
 
 
 class JointStage(Stage):
@@ -181,14 +186,20 @@ def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[d
     """`pooled` (D, C, 14, 14), `labels` (D,) and mask targets `masks` (D, 28, 28) of the chosen boxes of all images."""
     size = model.config.mask_pool_size
     with torch.no_grad():
-        masks = [mask_targets(c["boxes"], c["matched"], t["masks"], 2 * size) for c, t in zip(chosen, targets, strict=True)]
+        masks = [
+            mask_targets(c["boxes"], c["matched"], t["masks"], 2 * size) for c, t in zip(chosen, targets, strict=True)
+        ]
     pooled = model.pool(features, *stack_rois([c["boxes"] for c in chosen]), size)
     return {"pooled": pooled, "labels": torch.cat([c["labels"] for c in chosen]), "masks": torch.cat(masks)}
 
 
 def weighted(losses: dict[str, Tensor], config) -> dict[str, Tensor]:
     """Each loss times its weight in the config."""
-    weights = {"rpn_box": config.rpn_box_weight, "box_regression": config.box_loss_weight, "mask": config.mask_loss_weight}
+    weights = {
+        "rpn_box": config.rpn_box_weight,
+        "box_regression": config.box_loss_weight,
+        "mask": config.mask_loss_weight,
+    }
     return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
 
 

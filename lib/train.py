@@ -33,7 +33,12 @@ _NEEDS_MASKS = ("maskhead", "joint")
 
 
 def train_stage(
-    name: str, config: Config, data: str | Path, weights: str | Path, val_data: str | Path | None = None, restart: bool = False
+    name: str,
+    config: Config,
+    data: str | Path,
+    weights: str | Path,
+    val_data: str | Path | None = None,
+    restart: bool = False,
 ) -> list[dict]:
     """Train one stage on the train split of `data`, on top of the stages in `weights`; returns its history, one row an epoch.
 
@@ -65,7 +70,9 @@ class _Run:
         train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
         self.val_data = CourseDataset(val_data, "val", config)
         if len(train) < self.batch_size:
-            raise ValueError(f"{data} has {len(train)} training images, fewer than one batch of {self.batch_size}: add images")
+            raise ValueError(
+                f"{data} has {len(train)} training images, fewer than one batch of {self.batch_size}: add images"
+            )
         stage = STAGE_CLASSES[name](starting_model(name, config, weights))
         learning = [p for p in stage.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay)
@@ -76,7 +83,9 @@ class _Run:
             loader(self.val_data, self.batch_size, self.accelerator.device),
         )
         steps = self.epochs * len(self.train_loader)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, config.warmup_fraction))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, steps, config.warmup_fraction)
+        )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.accelerator.print(
             f"{name}: {self.epochs} epochs of {len(train)} images in batches of {self.batch_size} on "
@@ -91,7 +100,9 @@ class _Run:
     def epoch(self, epoch: int) -> dict:
         """One pass over the train and val split -> a row of the history."""
         started = time.perf_counter()
-        seed_everything(self.config.seed + 1000 * (epoch + 1) + self.accelerator.process_index)  # a resumed epoch draws the same
+        seed_everything(
+            self.config.seed + 1000 * (epoch + 1) + self.accelerator.process_index
+        )  # a resumed epoch draws the same
         self.train_loader.set_epoch(epoch)
         self.stage.train()
         train = self._pass(self.train_loader, f"{self.name} {epoch + 1}/{self.epochs}", self._step)
@@ -118,7 +129,14 @@ class _Run:
     def _pass(self, batches: Iterable, title: str, step) -> dict[str, float]:
         """The mean of each loss over the batches of all processes, behind a progress bar."""
         sums, count = {}, 0
-        bar = tqdm(batches, title, leave=False, disable=not self.accelerator.is_main_process, unit_scale=self.batch_size, unit="img")
+        bar = tqdm(
+            batches,
+            title,
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+            unit_scale=self.batch_size,
+            unit="img",
+        )
         for images, targets in bar:
             losses = step(images, targets)
             count += 1
@@ -147,7 +165,9 @@ class _Run:
             return []
         stored = json.loads(record.read_text())
         if stored["config"] != self.config.to_json():
-            self.accelerator.print(f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh")
+            self.accelerator.print(
+                f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh"
+            )
             return []
         self.accelerator.load_state(str(self._resume_folder))
         self.accelerator.print(f"{self.name}: going on after epoch {len(stored['history'])}")
@@ -238,13 +258,17 @@ def _total(losses: dict[str, float]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", choices=PROFILES, help="the config to start from")
-    parser.add_argument("--data", type=Path, default=None, help="folder of the four course files (default: data/synthetic)")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder of the four course files (default: data/synthetic)"
+    )
     parser.add_argument("--weights", type=Path, default=None, help="folder for the stages (default: weights/<profile>)")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.train", description="Train one stage of Mask R-CNN, or all of them in order.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.train", description="Train one stage of Mask R-CNN, or all of them in order."
+    )
     parser.add_argument("stage", choices=[*STAGES, "all"])
     add_arguments(parser)
     parser.add_argument("--val-data", type=Path, default=None, help="another data set to take the val split from")

@@ -16,20 +16,14 @@ def project(tmp_path):
     (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "https://github.com/{NEW}"\n')
     (tmp_path / "README.md").write_text(f"| [badge]({LINK.format(OLD)}) |\nhttps://github.com/{OLD} stays\n")
     (tmp_path / "notebooks/01_data.py").write_text(f'# [badge]({LINK.format(OLD)})\nREPOSITORY = "{OLD}"\n')
-    (tmp_path / "notebooks/01_data.ipynb").write_text(
-        f'["[b]({LINK.format(OLD)})", "REPOSITORY = \\"{OLD}\\"\\n"]'
-    )
+    (tmp_path / "notebooks/01_data.ipynb").write_text(f'["[b]({LINK.format(OLD)})", "REPOSITORY = \\"{OLD}\\"\\n"]')
     return tmp_path
 
 
 def test_every_place_is_rewritten_and_only_once(project):
     assert {path.name for path in badges.rewrite(project)} == {"README.md", "01_data.py", "01_data.ipynb"}
-    assert (
-        project / "README.md"
-    ).read_text() == f"| [badge]({LINK.format(NEW)}) |\nhttps://github.com/{OLD} stays\n"
-    assert (
-        project / "notebooks/01_data.py"
-    ).read_text() == f'# [badge]({LINK.format(NEW)})\nREPOSITORY = "{NEW}"\n'
+    assert (project / "README.md").read_text() == f"| [badge]({LINK.format(NEW)}) |\nhttps://github.com/{OLD} stays\n"
+    assert (project / "notebooks/01_data.py").read_text() == f'# [badge]({LINK.format(NEW)})\nREPOSITORY = "{NEW}"\n'
     assert f'REPOSITORY = \\"{NEW}\\"\\n' in (project / "notebooks/01_data.ipynb").read_text()
     assert badges.rewrite(project) == []
 

@@ -55,9 +55,7 @@ def test_only_the_browser_knows_widgets(path):
 
 def test_imports_are_seen_in_every_spelling(tmp_path):
     file = tmp_path / "module.py"
-    text = (
-        "from lib import rpn\nimport lib.boxes as b\nif 1:\n from lib.data import FILES\nfrom . import draw"
-    )
+    text = "from lib import rpn\nimport lib.boxes as b\nif 1:\n from lib.data import FILES\nfrom . import draw"
     file.write_text(text)
     assert lib_imports(file) == {"rpn", "boxes", "data", "draw"}
 

@@ -86,9 +86,7 @@ def test_a_failed_save_leaves_the_earlier_figure(tmp_path):
     assert written[0].read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("labels.npy:\nwrong length"), FileNotFoundError("no such file")]
-)
+@pytest.mark.parametrize("error", [ValueError("labels.npy:\nwrong length"), FileNotFoundError("no such file")])
 def test_a_users_mistake_is_one_line_and_status_1(error):
     with pytest.raises(SystemExit) as caught, runtime.command_errors():
         raise error

@@ -62,9 +62,7 @@ def test_what_is_painted_later_hides_what_is_behind():
 def test_sizes_and_shapes_follow_the_course(label):
     rng = np.random.default_rng(label)
     for table in (synthetic.AREAS[label], synthetic.ASPECTS[label]):
-        drawn = np.quantile(
-            [synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1]
-        )
+        drawn = np.quantile([synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1])
         np.testing.assert_allclose(drawn, table[1:-1], rtol=0.1)
     boxes = np.stack([tight_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(250)])
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
