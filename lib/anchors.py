@@ -3,7 +3,8 @@
     Sy x Sx  a level's grid of cells    K  aspect ratios, anchors a cell    A  anchors of the pyramid
     boxes are xyxy in pixels of the network's input frame, padding included
 
-Anchors are ordered by level, row, column, ratio: the order in which an output map (K, Sy, Sx) is read when its channels come last.
+Anchors are ordered by level, row, column, ratio: the order in which an output map (K, Sy, Sx) is read when its
+channels come last.
 """
 
 from collections.abc import Sequence

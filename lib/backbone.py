@@ -31,8 +31,8 @@ def build_backbone(config: Config) -> nn.Module:
         return _trunk_with_fpn(config)
     except (URLError, OSError) as error:
         raise ValueError(
-            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found in torch hub's cache "
-            f"({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): put the file there, connect to the internet, "
+            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found in torch hub's "
+            f"cache ({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): put the file there, connect to the internet, "
             "or set backbone_weights=none"
         ) from None
     except (ValueError, KeyError) as error:
@@ -75,7 +75,9 @@ def _last_block_of_each_stride(trunk: nn.Module) -> list[tuple[str, int]]:
 
 
 def backbone_parts(backbone: nn.Module, trains: str, frozen_blocks: int) -> list[nn.Module]:
-    """The modules of the backbone that learn where `trains` is "none", "fpn" or "all" (the trunk but its first blocks)."""
+    """The modules of the backbone that learn where `trains` is "none", "fpn" or "all" (the trunk but its first
+    blocks).
+    """
     if trains == "none":
         return []
     if not hasattr(backbone, "fpn"):

@@ -1,7 +1,8 @@
 """The box head: network, targets, loss and post-processing (§6).
 
-R  RoIs    C  channels of the pyramid    P  pooled size    K  classes of objects (3)    M  sampled proposals    G  objects
-boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the proposal
+R  RoIs    C  channels of the pyramid    P  pooled size    K  classes of objects (3)    M  sampled proposals    G
+objects boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the
+proposal
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from lib.matching import match_proposals, sample
 
 
 class BoxHead(nn.Module):
-    """Two linear layers with ReLU; then a linear classifier to K + 1 logits and a linear regressor to 4 K deltas (§6.2)."""
+    """Two linear layers with ReLU; then a linear classifier to K + 1 logits and a linear regressor to 4 K deltas
+    (§6.2).
+    """
 
     def __init__(self, channels: int, pool_size: int, hidden: int):
         super().__init__()
@@ -36,7 +39,9 @@ class BoxHead(nn.Module):
 
 
 def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Of one image's proposals (R, 4): classes (R,), 0 for background, and boxes (R, 4), the matched object's or itself (§6.1)."""
+    """Of one image's proposals (R, 4): classes (R,), 0 for background, and boxes (R, 4), the matched object's or
+    itself (§6.1).
+    """
     labels, matched = match_proposals(iou_matrix(proposals, gt_boxes), gt_labels, config.box_positive_iou)
     boxes = proposals.clone()
     boxes[labels > 0] = gt_boxes[matched[labels > 0]]
@@ -82,7 +87,8 @@ def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tens
 def refine(
     logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: tuple[int, int], config: Config
 ) -> list[dict]:
-    """Post-processing in testing (§6.5): head outputs for the proposals (Ri, 4) of each image -> its detections, best first.
+    """Post-processing in testing (§6.5): head outputs for the proposals (Ri, 4) of each image -> its detections, best
+    first.
 
     Each proposal becomes one box of its most probable class; background is removed, boxes are clipped to the `content`
     (height, width), then the top K', NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
@@ -107,8 +113,8 @@ def refine_for_training(
 ) -> list[dict]:
     """Post-processing while the mask head learns (§6.5): boxes inside the image with IoU > 0.5 with an object.
 
-    Then the top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of the
-    matched object and `matched` (D,) its index.
+    Then the top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of
+    the matched object and `matched` (D,) its index.
     """
     chosen = []
     for (boxes, labels, scores, _), target in zip(_best_class(logits, deltas, proposals), targets, strict=True):
@@ -122,7 +128,9 @@ def refine_for_training(
 
 
 def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
-    """For each image: boxes (R, 4) and labels (R,) of the best class of objects, its probability, and whether it beats background."""
+    """For each image: boxes (R, 4) and labels (R,) of the best class of objects, its probability, and whether it
+    beats background.
+    """
     probabilities = logits.float().softmax(dim=1)
     scores, labels = probabilities[:, 1:].max(dim=1)
     is_object = scores > probabilities[:, 0]

@@ -1,7 +1,8 @@
 """What the stages learn, on disk: one safetensors file a stage, and a model put together from them.
 
-A stage's file holds the parameters that the stage trained. Its metadata holds the config, the scores, and the fingerprint of the
-file that it was trained on top of, so that parts which do not belong together are not combined. `joint` holds the whole model.
+A stage's file holds the parameters that the stage trained. Its metadata holds the config, the scores, and the
+fingerprint of the file that it was trained on top of, so that parts which do not belong together are not combined.
+`joint` holds the whole model.
 """
 
 import hashlib
@@ -42,10 +43,11 @@ def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -
 
 
 def load_model(weights: str | Path, last: str | None = None, backbone: nn.Module | None = None) -> MaskRCNN:
-    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest trained).
+    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest
+    trained).
 
-    Built from the config stored there. Raises FileNotFoundError where a needed stage is missing and ValueError where two stages
-    do not belong together.
+    Built from the config stored there. Raises FileNotFoundError where a needed stage is missing and ValueError where
+    two stages do not belong together.
     """
     last = last or last_trained(weights)
     stages = STAGES[: STAGES.index(last) + 1]

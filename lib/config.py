@@ -105,7 +105,7 @@ class Config:
     weight_decay: float = 1e-4  # AdamW
     warmup_fraction: float = 0.05  # of a stage's steps: linear warm-up, then half a cosine to zero
     clip_norm: float = 10.0
-    mixed_precision: str = "auto"  # "auto": bf16 or fp16 on a GPU, none on a CPU; or "no", "fp16", "bf16"
+    mixed_precision: str = "auto"  # "auto": bf16 or fp16 where the hardware is fast in it; or "no", "fp16", "bf16"
     eval_batch_size: int = 4
 
     @property

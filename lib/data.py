@@ -3,13 +3,13 @@
     B  images in a batch    N  images in a data set    M  masks in a data set    G  objects in an image
     H x W  300 x 400, the frame of the files; boxes are xyxy in its pixels, pixel i covering [i, i + 1)
 
-The files are the course's own: images (N, 3, H, W) and masks (M, H, W) as uint8 HDF5, labels and boxes as object arrays with
-one entry an image. Targets follow torchvision's detection convention: `boxes`, `labels`, `masks`, `image_id`.
+The files are the course's own: images (N, 3, H, W) and masks (M, H, W) as uint8 HDF5, labels and boxes as object
+arrays with one entry an image. Targets follow torchvision's detection convention: `boxes`, `labels`, `masks`,
+`image_id`.
 """
 
 import json
 import os
-import pickle
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lib.boxes import flip_boxes, scale_boxes
 from lib.config import NUM_CLASSES, Config
+from lib.safe_npy import load_object_array
 
 IMAGE_HEIGHT, IMAGE_WIDTH = 300, 400
 FILES = {
@@ -94,7 +95,9 @@ class CourseDataset(torch.utils.data.Dataset):
         return {**self.__dict__, "_handles": {}}  # open files do not travel to another process
 
     def _verify(self) -> None:
-        """The four files describe the same images: counts, shapes, label values, boxes, and masks probed against boxes."""
+        """The four files describe the same images: counts, shapes, label values, boxes, and masks probed against
+        boxes.
+        """
         images, masks, where = self._file("images"), self._file("masks"), self.folder
         count, objects = len(self.labels), int(self._first_mask[-1])
         for kind, data, shape in (("images", images, (count, 3)), ("masks", masks, (objects,))):
@@ -113,8 +116,8 @@ class CourseDataset(torch.utils.data.Dataset):
             if not _mask_fits_box(masks[m], flat_boxes[m]):
                 image = int(np.searchsorted(self._first_mask, m, side="right")) - 1
                 raise ValueError(
-                    f"{where / FILES['masks']}: mask {m} does not lie in its box {flat_boxes[m].tolist()} of image {image}; "
-                    "masks must be stored in the order of the labels"
+                    f"{where / FILES['masks']}: mask {m} does not lie in its box {flat_boxes[m].tolist()} of image "
+                    f"{image}; masks must be stored in the order of the labels"
                 )
 
 
@@ -128,7 +131,8 @@ def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray) -
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (IMAGE_WIDTH, IMAGE_HEIGHT)).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise ValueError(
-            f"{folder / FILES['boxes']}: image {n} has boxes {boxes.tolist()}; they are x1 < x2, y1 < y2 inside 400 x 300 pixels"
+            f"{folder / FILES['boxes']}: image {n} has boxes {boxes.tolist()}; "
+            "they are x1 < x2, y1 < y2 inside 400 x 300 pixels"
         )
 
 
@@ -137,51 +141,6 @@ def _mask_fits_box(mask: np.ndarray, box: np.ndarray) -> bool:
     ys, xs = np.nonzero(mask)
     inside = (xs >= box[0] - 1) & (xs <= box[2] + 1) & (ys >= box[1] - 1) & (ys <= box[3] + 1)
     return len(xs) == 0 or bool(inside.mean() >= 0.5)
-
-
-# --------------------------------------------------------------------------------------------- object arrays and splits
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Lets nothing but numpy arrays come out of a pickle: every other name it asks for is refused."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        if name == "_reconstruct" and module in {"numpy.core.multiarray", "numpy._core.multiarray"}:
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1  # how protocol 2 spells bytes
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")
-
-
-def load_object_array(path: str | Path) -> np.ndarray:
-    """A one-dimensional `.npy` object array of numeric arrays, loaded so that the file cannot run code.
-
-    Raises ValueError when the file is no such array or its pickle asks for anything else than numpy arrays.
-    """
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            _, _, dtype = read_header(file)
-            if dtype == object:
-                array = _ArrayUnpickler(file).load()
-            else:
-                file.seek(0)
-                array = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # a damaged pickle can raise almost anything
-        raise ValueError(f"{path} is not a safe .npy array of arrays: {error}") from None
-    entries = list(array) if isinstance(array, np.ndarray) and array.ndim else [None]
-    if not all(isinstance(entry, np.ndarray) and entry.dtype.kind in "iuf" for entry in entries):
-        raise ValueError(f"{path} must hold one numeric array an image, and nothing else")
-    return array
 
 
 def load_split(folder: str | Path, count: int, config: Config) -> dict[str, list[int]]:
@@ -274,7 +233,9 @@ def collate(samples: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]
 
 
 def content_size(height: int, width: int, config: Config) -> tuple[int, int]:
-    """(height, width) of an image once rescaled, aspect ratio kept, to fit the config's content: 300 x 400 -> 800 x 1066."""
+    """(height, width) of an image once rescaled, aspect ratio kept, to fit the config's content: 300 x 400 -> 800 x
+    1066.
+    """
     scale = min(config.image_height / height, config.image_width / width)
     if (height, width) == (IMAGE_HEIGHT, IMAGE_WIDTH):
         return config.image_height, config.image_width
@@ -282,7 +243,9 @@ def content_size(height: int, width: int, config: Config) -> tuple[int, int]:
 
 
 def preprocess_images(images: Tensor, config: Config) -> Tensor:
-    """uint8 (B, 3, H, W) of one size -> normalised, rescaled and zero padded float (B, 3, Hp, Wp), on the images' device (§2)."""
+    """uint8 (B, 3, H, W) of one size -> normalised, rescaled and zero padded float (B, 3, Hp, Wp), on the images'
+    device (§2).
+    """
     height, width = content_size(*images.shape[-2:], config)
     x = F.interpolate(images.float() / 255, (height, width), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (config.image_mean, config.image_std))
@@ -327,7 +290,8 @@ def flip_horizontally(images: Tensor, targets: list[dict], which: Tensor) -> tup
 def prepare(
     images: Tensor, targets: list[dict], config: Config, augment: bool = False
 ) -> tuple[Tensor, list[dict], tuple[int, int]]:
-    """A collated batch on the device -> the network's input (B, 3, Hp, Wp), targets in its frame, the content (height, width).
+    """A collated batch on the device -> the network's input (B, 3, Hp, Wp), targets in its frame, the content
+    (height, width).
 
     With `augment`, images are mirrored at random with the config's flip probability.
     """

@@ -32,10 +32,11 @@ CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES) if i
 
 
 def evaluate_model(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint") -> dict:
-    """Scores of the model on a data set: `images`, `rpn`, and with the parts that `upto` has trained `box`, `mask`, `course`.
+    """Scores of the model on a data set: `images`, `rpn`, and with the parts that `upto` has trained `box`, `mask`,
+    `course`.
 
-    `box` and `mask` hold `AP`, `AP50`, `AP75` and `per_class`; `rpn` holds `AR@100` and `AR@1000`; `course` the course's
-    `box_mAP` and `mask_mAP`. A score without any object to find is None.
+    `box` and `mask` hold `AP`, `AP50`, `AP75` and `per_class`; `rpn` holds `AR@100` and `AR@1000`; `course` the
+    course's `box_mAP` and `mask_mAP`. A score without any object to find is None.
     """
     truth, results = ground_truth(dataset), collect_results(model, dataset, upto)
     scores = {"images": len(dataset), "rpn": proposal_recall(truth, results["proposals"])}
@@ -102,7 +103,9 @@ def ground_truth(dataset: CourseDataset) -> COCO:
 def coco_evaluation(
     truth: COCO, results: list[dict], kind: str, max_detections: Sequence[int] = (1, 10, 100), classes=True
 ) -> COCOeval:
-    """pycocotools' evaluation, accumulated; `kind` is "bbox" or "segm"; without `classes` all objects count as one class."""
+    """pycocotools' evaluation, accumulated; `kind` is "bbox" or "segm"; without `classes` all objects count as one
+    class.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         found = truth.loadRes(results) if results else _coco({**truth.dataset, "annotations": []})
         evaluation = COCOeval(truth, found, kind)
@@ -123,7 +126,9 @@ def average_precision(evaluation: COCOeval) -> dict:
 
 
 def proposal_recall(truth: COCO, proposals: list[dict]) -> dict:
-    """AR@100 and AR@1000: the share of objects that the best proposals find, mean over IoU .50:.05:.95, classes ignored."""
+    """AR@100 and AR@1000: the share of objects that the best proposals find, mean over IoU .50:.05:.95, classes
+    ignored.
+    """
     recall = coco_evaluation(truth, proposals, "bbox", (100, 1000), classes=False).eval[
         "recall"
     ]  # (IoUs, 1, areas, limits)
@@ -140,7 +145,9 @@ def course_map(evaluation: COCOeval, iou: float = 0.5) -> float | None:
 
 
 def precision_recall(evaluation: COCOeval, iou: float = 0.5) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each class (recall, precision) at falling score thresholds, from recall 0; empty for a class without objects."""
+    """For each class (recall, precision) at falling score thresholds, from recall 0; empty for a class without
+    objects.
+    """
     level = int(np.flatnonzero(np.isclose(evaluation.params.iouThrs, iou))[0])
     curves = []
     images = [e for e in evaluation.evalImgs if e and e["aRng"] == evaluation.params.areaRng[0]]

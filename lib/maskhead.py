@@ -15,7 +15,9 @@ _PASTE_CHUNK = 2**27  # pixels pasted at once: bounds the memory for large pictu
 
 
 class MaskHead(nn.Module):
-    """Four 3 x 3 convolutions, a deconvolution to twice the size, all with ReLU; then a 1 x 1 convolution to K logits (§7.2)."""
+    """Four 3 x 3 convolutions, a deconvolution to twice the size, all with ReLU; then a 1 x 1 convolution to K logits
+    (§7.2).
+    """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -26,8 +28,9 @@ class MaskHead(nn.Module):
         self.layers = nn.Sequential(*layers)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.layers[-1].weight, std=0.001)  # every mask starts undecided
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (D, C, 14, 14) -> logits (D, K, 28, 28)."""
@@ -65,9 +68,9 @@ def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """Rescale predicted masks into their boxes in an image of `size` (H, W), bilinearly, and threshold them (§7.5).
 
-    masks (D, m, m) probabilities, boxes (D, 4) in the image's frame -> (D, H, W) uint8. The value at a pixel's centre is
-    bilinear in the mask, which is a product of one weight for its row and one for its column: pasting is two batched
-    matrix products, rows (D, H, m) x masks x columns (D, m, W), zero outside the boxes by themselves.
+    masks (D, m, m) probabilities, boxes (D, 4) in the image's frame -> (D, H, W) uint8. The value at a pixel's centre
+    is bilinear in the mask, which is a product of one weight for its row and one for its column: pasting is two
+    batched matrix products, rows (D, H, m) x masks x columns (D, m, W), zero outside the boxes by themselves.
     """
     height, width = size
     chunk = max(1, _PASTE_CHUNK // (height * width))

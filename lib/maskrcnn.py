@@ -66,17 +66,21 @@ class MaskRCNN(nn.Module):
         return refine(*self.classify(features, proposals), proposals, content, self.config)
 
     def segment(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """The probability (D, 28, 28) of each box's own class, for the boxes (D, 4), network frame, of each image (§7)."""
+        """The probability (D, 28, 28) of each box's own class, for the boxes (D, 4), network frame, of each image
+        (§7).
+        """
         pooled = self.pool(features, *stack_rois(boxes), self.config.mask_pool_size)
         masks = class_masks(self.mask_head(pooled), torch.cat(list(labels))).float().sigmoid()
         return list(masks.split([len(b) for b in boxes]))
 
     @torch.no_grad()
     def forward(self, images: Tensor, upto: str = "joint") -> list[dict[str, Tensor]]:
-        """uint8 images (B, 3, H, W) of one size -> for each its detections `boxes` (D, 4), `labels`, `scores`, `masks` (D, H, W).
+        """uint8 images (B, 3, H, W) of one size -> for each its detections `boxes` (D, 4), `labels`, `scores`,
+        `masks` (D, H, W).
 
-        Boxes and masks are in the original frame; so are the RPN's `proposals` (N, 4) with `proposal_scores`, which come along.
-        `upto` names the last trained stage: "rpn" gives proposals alone, "boxhead" no masks. Set the module to eval mode first.
+        Boxes and masks are in the original frame; so are the RPN's `proposals` (N, 4) with `proposal_scores`, which
+        come along. `upto` names the last trained stage: "rpn" gives proposals alone, "boxhead" no masks. Set the
+        module to eval mode first.
         """
         size = tuple(images.shape[-2:])
         content = content_size(*size, self.config)

@@ -13,7 +13,8 @@ POSITIVE = 1
 
 
 def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tuple[Tensor, Tensor]:
-    """The labels of §4.2, POSITIVE, NEGATIVE or IGNORED, of anchors inside the image, and the object of each one's highest IoU.
+    """The labels of §4.2, POSITIVE, NEGATIVE or IGNORED, of anchors inside the image, and the object of each one's
+    highest IoU.
 
     Positive: IoU above `positive_iou` with any object, or an object's highest IoU (ties included, and only where it is
     above 0). Negative: not positive and IoU below `negative_iou` with every object.
@@ -30,7 +31,8 @@ def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tupl
 
 
 def match_proposals(iou: Tensor, classes: Tensor, positive_iou: float) -> tuple[Tensor, Tensor]:
-    """The classes of §6.1: that of the object with the highest IoU if this is above `positive_iou`, else background (0).
+    """The classes of §6.1: that of the object with the highest IoU if this is above `positive_iou`, else background
+    (0).
 
     `classes` (G,) int64 are the objects' labels. Returns labels (A,) and matched (A,), valid where the label is not 0.
     """

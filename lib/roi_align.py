@@ -1,11 +1,13 @@
 """RoIAlign (§5.1) and the pyramid level of a box (§5.2).
 
-    R  RoIs    P  pooled size    C  channels    B  images    L  pyramid levels    S  sampling points along one side of a cell
-    rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image of the batch that each RoI is of
+    R  RoIs    P  pooled size    C  channels    B  images    L  pyramid levels    S  sampling points along one side of
+    a cell rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image of the batch that
+    each RoI is of
 
-A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a feature map
-stored as a table of rows, one row of C channels a pixel, a pooled value is one weighted sum of 4 S S rows. `embedding_bag` does
-just that, for all RoIs of all images on all levels in one call, and knows its own gradient.
+A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a
+feature map stored as a table of rows, one row of C channels a pixel, a pooled value is one weighted sum of 4 S S
+rows. `embedding_bag` does just that, for all RoIs of all images on all levels in one call, and knows its own
+gradient.
 """
 
 from collections.abc import Sequence
@@ -67,7 +69,8 @@ def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tenso
 
 
 def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS, 2).
+    """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS,
+    2).
 
     Within one pixel of the border the value continues constantly; further out it is zero.
     """

@@ -3,9 +3,10 @@
     B  images    C  channels    K  anchors a cell    A  anchors of the pyramid    M  sampled anchors    G  objects
     boxes are xyxy in pixels of the network's input frame; logits are scores before the sigmoid; deltas are t of §4.3
 
-Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone. Training
-therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making proposals. The BatchNorm is one
-for all levels: it learns its statistics over the sampled positions of all levels together and applies them, stored, everywhere.
+Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
+Training therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making
+proposals. The BatchNorm is one for all levels: it learns its statistics over the sampled positions of all levels
+together and applies them, stored, everywhere.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
 
 
 class RPNHead(nn.Module):
-    """3 x 3 convolution, BatchNorm, ReLU; then 1 x 1 convolutions to K logits and 4 K deltas; shared by all levels (§4.3)."""
+    """3 x 3 convolution, BatchNorm, ReLU; then 1 x 1 convolutions to K logits and 4 K deltas; shared by all levels
+    (§4.3).
+    """
 
     def __init__(self, channels: int, anchors_per_cell: int):
         super().__init__()
@@ -41,7 +44,9 @@ class RPNHead(nn.Module):
         return logits, deltas
 
     def at_patches(self, patches: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """The same prediction for M anchors: 3 x 3 neighbourhoods (M, C, 3, 3), slot in the cell (M,) -> (M,), (M, 4)."""
+        """The same prediction for M anchors: 3 x 3 neighbourhoods (M, C, 3, 3), slot in the cell (M,) -> (M,), (M,
+        4).
+        """
         hidden = F.conv2d(patches, self.conv.weight, self.conv.bias)  # (M, C, 1, 1)
         logits, deltas = self._predict(hidden)
         rows = torch.arange(len(slots), device=slots.device)
@@ -116,7 +121,9 @@ def sample_rpn(
 
 
 def rpn_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor) -> dict[str, Tensor]:
-    """Both losses of §4.4, each a sum divided by the M sampled anchors (§4.5): logits (M,), deltas (M, 4) -> two scalars."""
+    """Both losses of §4.4, each a sum divided by the M sampled anchors (§4.5): logits (M,), deltas (M, 4) -> two
+    scalars.
+    """
     positive, count = labels > NEGATIVE, max(len(labels), 1)
     objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="sum")
     regression = F.smooth_l1_loss(deltas[positive], target_deltas[positive], reduction="sum")
@@ -127,7 +134,8 @@ def rpn_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tens
 def propose(
     logits: Tensor, deltas: Tensor, anchors: Tensor, content: tuple[int, int], config: Config, training: bool
 ) -> list[dict[str, Tensor]]:
-    """Post-processing of §4.6: logits (B, A), deltas (B, A, 4) -> for each image `boxes` (N, 4) and `scores` (N,), best first.
+    """Post-processing of §4.6: logits (B, A), deltas (B, A, 4) -> for each image `boxes` (N, 4) and `scores` (N,),
+    best first.
 
     Boxes that cross the boundary of the `content` (height, width) are removed in training and clipped in testing; then
     the top K, NMS, the top N. Only the top K are decoded where clipping allows it.

@@ -1,10 +1,11 @@
-"""The four stages of training: what each one samples from the frozen parts, and the loss on those samples (§4.5, §6.4, §7.4, §8).
+"""The four stages of training: what each one samples from the frozen parts, and the loss on those samples (§4.5,
+§6.4, §7.4, §8).
 
     B  images    M  sampled anchors or proposals    D  boxes that train the mask head    C  channels    P  pooled size
 
-A stage is split at one seam. `sample` runs the parts before it, with no gradient through what is frozen, and returns a dict of
-tensors; `loss` runs the learning head on these samples alone and returns its losses. Where everything before the head is frozen,
-the samples of an image never change.
+A stage is split at one seam. `sample` runs the parts before it, with no gradient through what is frozen, and returns
+a dict of tensors; `loss` runs the learning head on these samples alone and returns its losses. Where everything
+before the head is frozen, the samples of an image never change.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Stage(nn.Module):
-    """One stage around the shared model; `forward(images, targets)` is `loss(sample(...))`, in the form that accelerate wraps."""
+    """One stage around the shared model; `forward(images, targets)` is `loss(sample(...))`, in the form that
+    accelerate wraps.
+    """
 
     name: str
 
@@ -137,8 +140,8 @@ class MaskHeadStage(Stage):
 class JointStage(Stage):
     """All parts together (§8); the BatchNorms keep their statistics, as in inference.
 
-    The samples of the three heads are drawn from the same features, and the boxes that train the mask head are refined from
-    the box head's own minibatch.
+    The samples of the three heads are drawn from the same features, and the boxes that train the mask head are
+    refined from the box head's own minibatch.
     """
 
     name = "joint"
