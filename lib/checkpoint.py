@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.config import STAGES, Config
@@ -43,34 +43,37 @@ def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -
 
 
 def load_model(weights: str | Path, last: str | None = None, backbone: nn.Module | None = None) -> MaskRCNN:
-    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest
-    trained).
+    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest trained).
 
-    Built from the config stored there. Raises FileNotFoundError where a needed stage is missing and ValueError where
-    two stages do not belong together.
+    Built from the config stored there, in eval mode. Raises FileNotFoundError where a needed stage is missing and
+    ValueError where two stages do not belong together.
     """
     last = last or last_trained(weights)
-    stages = STAGES[: STAGES.index(last) + 1]
-    check_chain(weights, last)
+    tensors = read_parts(weights, last)
     config = Config.from_json(read_metadata(stage_path(weights, last))["config"])
-    tensors: dict[str, Tensor] = {}
-    for stage in stages:
-        with safe_open(stage_path(weights, stage), "pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     stored = any(key.startswith("backbone.") for key in tensors)
     model = MaskRCNN(config.replace(backbone_weights="none") if stored else config, backbone)
     model.config = config
-    return load_tensors(model, tensors, stage_path(weights, last)).eval()
+    return load_parts(model, weights, last, tensors).eval()
 
 
-def load_tensors(model: MaskRCNN, tensors: dict[str, Tensor], path: Path) -> MaskRCNN:
-    """Copy tensors into the model; ValueError where the file does not fit it."""
+def read_parts(weights: str | Path, last: str) -> dict[str, Tensor]:
+    """What the stages up to and including `last` learned, by parameter name; a later stage's values replace an earlier's."""
+    check_chain(weights, last)
+    tensors: dict[str, Tensor] = {}
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        tensors |= load_file(stage_path(weights, stage))
+    return tensors
+
+
+def load_parts(model: MaskRCNN, weights: str | Path, last: str, tensors: dict[str, Tensor] | None = None) -> MaskRCNN:
+    """Copy the trained parts into the model; ValueError where they do not fit it."""
+    path = stage_path(weights, last)
     try:
-        unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+        unexpected = model.load_state_dict(tensors or read_parts(weights, last), strict=False).unexpected_keys
     except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit this config: {str(error).splitlines()[-1].strip()}; train the stage again"
-        ) from None
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path} does not fit this config: {reason}; train the stage again") from None
     if unexpected:
         raise ValueError(f"{path} holds {unexpected[0]}, which this model lacks; train the stage again")
     return model

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.checkpoint import check_chain, is_current, load_model, load_tensors, previous_stage, save_stage, stage_path
+from lib.checkpoint import check_chain, is_current, load_parts, previous_stage, save_stage, stage_path
 from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
@@ -195,11 +195,10 @@ def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
     """The model that a stage starts from: the earlier stages' parts as trained, the rest fresh, all under this
     config.
     """
-    model, before = MaskRCNN(config), previous_stage(name)
-    if before:
-        check_chain(weights, before)
-        load_tensors(model, load_model(weights, before).state_dict(), stage_path(weights, before))
-    return model
+    if before := previous_stage(name):
+        check_chain(weights, before)  # before anything is built or downloaded
+        return load_parts(MaskRCNN(config), weights, before)
+    return MaskRCNN(config)
 
 
 def precision(config: Config) -> str:
