@@ -5,6 +5,7 @@ fingerprint of the file that it was trained on top of, so that parts which do no
 `joint` holds the whole model.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -106,12 +107,19 @@ def check_chain(weights: str | Path, last: str) -> None:
 
 
 def is_current(weights: str | Path, stage: str, config: Config) -> bool:
-    """The folder holds this stage, finished with this very config on the stages now there."""
+    """The folder holds this stage, finished with this config on top of the stages now there."""
     try:
         check_chain(weights, stage)
-        return read_metadata(stage_path(weights, stage))["config"] == config.to_json()
+        stored = Config.from_json(read_metadata(stage_path(weights, stage))["config"])
     except (FileNotFoundError, ValueError):
         return False
+    return stage_fields(stored, stage) == stage_fields(config, stage)
+
+
+def stage_fields(config: Config, stage: str) -> dict:
+    """The config as far as it concerns this stage's training: without the epochs, batch sizes and rates of other stages."""
+    others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr")}
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
 
 
 def previous_stage(stage: str) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.checkpoint import check_chain, is_current, load_parts, previous_stage, save_stage, stage_path
+from lib.checkpoint import check_chain, is_current, load_parts, previous_stage, save_stage, stage_fields, stage_path
 from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
@@ -166,7 +166,7 @@ class _Run:
         if restart or not record.is_file():
             return []
         stored = json.loads(record.read_text())
-        if stored["config"] != self.config.to_json():
+        if stage_fields(Config.from_json(stored["config"]), self.name) != stage_fields(self.config, self.name):
             self.accelerator.print(
                 f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh"
             )

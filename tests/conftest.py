@@ -1,8 +1,16 @@
-"""Shared by all tests: one thread (the tests are small), a screenless matplotlib."""
+"""Shared by all tests: one thread (the tests are small), a screenless matplotlib, a few scenes, a tiny system."""
+
+from collections import OrderedDict
+from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+from torch import nn
+
+from lib.config import Config, load_config
+from lib.maskrcnn import MaskRCNN
+from lib.synthetic import write_scenes
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -15,3 +23,53 @@ def close_figures():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+class TinyBackbone(nn.Module):
+    """Five strided convolutions: the pyramid's shapes without its cost."""
+
+    out_channels = 16
+
+    def __init__(self):
+        super().__init__()
+        strides = (4, 2, 2, 2, 2)
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3 if i == 0 else 16, 16, 2 * s - 1, s, s - 1), nn.BatchNorm2d(16), nn.ReLU())
+            for i, s in enumerate(strides)
+        )
+
+    def forward(self, x):
+        maps = OrderedDict()
+        for i, level in enumerate(self.levels):
+            maps[str(i)] = x = level(x)
+        return maps
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """The demo system, smaller still: 96 x 126 images inside 96 x 128."""
+    sizes = {"image_height": 96, "image_width": 126, "anchor_scales": (8, 16, 32, 64, 96), "canonical_size": 56}
+    samples = {"rpn_batch_samples": 64, "box_batch_samples": 32, "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50}
+    widths = {"fpn_channels": 16, "box_hidden": 32, "mask_hidden": 16, "mixed_precision": "no"}
+    batches = {f"{stage}_batch_size": 2 for stage in ("rpn", "boxhead", "maskhead", "joint")}
+    fractions = {"val_fraction": 0.25, "test_fraction": 0.25}
+    return load_config("demo").replace(**sizes, **samples, **widths, **batches, **fractions)
+
+
+@pytest.fixture
+def tiny_model(config):
+    """A function from config overrides to an untrained model on the tiny backbone, the same each time."""
+
+    def build(**overrides) -> MaskRCNN:
+        torch.manual_seed(0)
+        return MaskRCNN(config.replace(**overrides), TinyBackbone()).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with the four files of twelve scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 12, seed=3)
+    return folder
