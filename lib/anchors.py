@@ -20,7 +20,7 @@ LEVELS = ("P2", "P3", "P4", "P5", "P6")
 
 
 def level_anchors(grid: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
-    """One level's anchors (Sy Sx K, 4): in every cell, centred on it, K boxes of sqrt(w h) = scale and w / h = ratio."""
+    """One level's anchors (Sy Sx K, 4): K in every cell, centred on it, with sqrt(w h) = scale and w / h = ratio."""
     y, x = ((torch.arange(n) + 0.5) * stride for n in grid)
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (Sy, Sx, 2)
     ratio = torch.tensor(ratios)

@@ -31,11 +31,11 @@ def build_backbone(config: Config) -> nn.Module:
         return _trunk_with_fpn(config)
     except (URLError, OSError) as error:
         raise ValueError(
-            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found in torch hub's "
-            f"cache ({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): put the file there, connect to the internet, "
-            "or set backbone_weights=none"
+            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found "
+            f"in torch hub's cache ({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): "
+            "put the file there, connect to the internet, or set backbone_weights=none"
         ) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError, AssertionError) as error:  # a vision transformer asserts, say
         raise ValueError(f"backbone {config.backbone!r} with weights {config.backbone_weights!r}: {error}") from None
 
 
@@ -58,7 +58,7 @@ def _trunk_with_fpn(config: Config) -> nn.Module:
 
 @torch.no_grad()
 def _last_block_of_each_stride(trunk: nn.Module) -> list[tuple[str, int]]:
-    """(name, channels) of the trunk's last child at each of the strides 4, 8, 16, 32, found by running a small image."""
+    """(name, channels) of the trunk's last child at each of the strides 4, 8, 16, 32, found by a small image."""
     last, x, size = {}, torch.zeros(1, 3, 256, 256), 256
     was_training = trunk.training
     trunk.eval()

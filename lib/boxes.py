@@ -7,6 +7,7 @@ deltas   (..., 4) float32 t = (tx, ty, tw, th) of §4.3, without unit
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,3 +71,9 @@ def flip_boxes(boxes: Tensor, width: float) -> Tensor:
     """Boxes (N, 4) of the mirrored image: x -> width - x."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
+def mask_to_box(mask: np.ndarray) -> np.ndarray | None:
+    """The tight box (4,) float32 around a mask (H, W), pixel i covering [i, i + 1); None around an empty one."""
+    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) if len(xs) else None

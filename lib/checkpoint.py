@@ -44,7 +44,8 @@ def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -
 
 
 def load_model(weights: str | Path, last: str | None = None, backbone: nn.Module | None = None) -> MaskRCNN:
-    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest trained).
+    """The model with the trained parts of a folder, up to and including the stage `last` (default: the furthest
+    trained).
 
     Built from the config stored there, in eval mode. Raises FileNotFoundError where a needed stage is missing and
     ValueError where two stages do not belong together.
@@ -59,7 +60,9 @@ def load_model(weights: str | Path, last: str | None = None, backbone: nn.Module
 
 
 def read_parts(weights: str | Path, last: str) -> dict[str, Tensor]:
-    """What the stages up to and including `last` learned, by parameter name; a later stage's values replace an earlier's."""
+    """What the stages up to and including `last` learned, by parameter name; a later stage's values replace an
+    earlier's.
+    """
     check_chain(weights, last)
     tensors: dict[str, Tensor] = {}
     for stage in STAGES[: STAGES.index(last) + 1]:
@@ -117,7 +120,9 @@ def is_current(weights: str | Path, stage: str, config: Config) -> bool:
 
 
 def stage_fields(config: Config, stage: str) -> dict:
-    """The config as far as it concerns this stage's training: without the epochs, batch sizes and rates of other stages."""
+    """The config as far as it concerns this stage's training: without the epochs, batch sizes and rates of other
+    stages.
+    """
     others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr")}
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 CLASS_NAMES = ("background", "vehicle", "person", "animal")
 NUM_CLASSES = len(CLASS_NAMES) - 1  # C: the classes of objects, background not counted
 STAGES = ("rpn", "boxhead", "maskhead", "joint")  # in the order in which they are trained
+_CHOICES = {name: ("none", "fpn", "all") for name in ("rpn_trains", "joint_trains")}
+_CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto", "no", "fp16", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Config:
     fpn_channels: int = 256
     rpn_trains: str = "none"  # what of the backbone learns along with the RPN: "none", "fpn" or "all"
     joint_trains: str = "all"  # what of the backbone learns in joint fine-tuning, likewise
+    trunk_epochs: int = 0  # stage 0, for a trunk without pretrained weights: it first learns to classify crops
+    trunk_batch_size: int = 64  # crops
+    trunk_lr: float = 2e-3
     frozen_trunk_blocks: int = 0  # the first blocks of the trunk that never learn
     trunk_batchnorm: str = "frozen"  # "frozen": stored statistics and scales; "trained": learns when the trunk does
 
@@ -129,21 +134,25 @@ PROFILES = {
     "course": Config(),
     "demo": Config(
         profile="demo",
-        image_height=240,
-        image_width=320,
+        image_height=180,
+        image_width=240,
         backbone="resnet18",
         backbone_weights="none",
         fpn_channels=64,
         rpn_trains="all",
+        trunk_epochs=12,
         trunk_batchnorm="trained",
-        anchor_scales=(16.0, 32.0, 64.0, 112.0, 176.0),
-        rpn_batch_samples=512,
+        anchor_scales=(24.0, 48.0, 84.0, 120.0, 156.0),
+        rpn_batch_samples=128,
         rpn_pre_nms_train=600,
         rpn_post_nms_train=200,
         rpn_pre_nms_test=600,
         rpn_post_nms_test=200,
-        canonical_size=112.0,
+        canonical_size=90.0,
         box_hidden=256,
+        box_batch_samples=256,
+        box_pre_nms_train=80,
+        box_post_nms_train=30,
         mask_hidden=64,
         rpn_batch_size=8,
         boxhead_batch_size=8,
@@ -178,7 +187,9 @@ def _checked(name: str, value: object) -> object:
         near = difflib.get_close_matches(name, Config.__dataclass_fields__, 1)
         raise ValueError(f"config has no field {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
     default = getattr(Config(), name)
-    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+    if value not in _CHOICES.get(name, (value,)):
+        raise ValueError(f"config field {name!r} takes one of {', '.join(_CHOICES[name])}, not {value!r}")
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value):
         return tuple(float(v) for v in value)
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

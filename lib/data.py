@@ -55,8 +55,11 @@ class CourseDataset(torch.utils.data.Dataset):
                     f"{name} is missing: it is looked for in {self.folder.resolve()}; put the course's file there, "
                     f"or write built-in scenes with `python -m lib.synthetic --out {folder} --images 900 --seed 0`"
                 )
-        self.labels = [np.asarray(v, np.int64).reshape(-1) for v in load_object_array(self.folder / FILES["labels"])]
-        self.boxes = [np.asarray(v, np.float32).reshape(-1, 4) for v in load_object_array(self.folder / FILES["boxes"])]
+        labels, boxes = (load_object_array(self.folder / FILES[kind]) for kind in ("labels", "boxes"))
+        if any(v.size % 4 for v in boxes):
+            raise ValueError(f"{self.folder / FILES['boxes']} has not four numbers a box: is it the label file?")
+        self.labels = [np.asarray(v, np.int64).reshape(-1) for v in labels]
+        self.boxes = [np.asarray(v, np.float32).reshape(-1, 4) for v in boxes]
         self._first_mask = np.cumsum([0, *map(len, self.labels)])  # masks are stored in the order of the labels
         self._verify()
         if split is None:

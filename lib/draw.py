@@ -17,13 +17,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, IdentityTransform
 
-COLOURS = {  # these and all below: Okabe and Ito, distinct for colour-blind readers
-    "truth": "#D55E00",
-    "positive": "#56B4E9",
-    "negative": "#F0E442",
-    "ignored": "#BBBBBB",
-    "predicted": "#009E73",
-}
+# Okabe and Ito's colours, distinct for colour-blind readers
+COLOURS = dict(truth="#D55E00", positive="#56B4E9", negative="#F0E442", ignored="#BBBBBB", predicted="#009E73")
 CLASS_COLOURS = ("#BBBBBB", "#0072B2", "#CC79A7", "#E69F00")  # background, vehicle, person, animal
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of curves
 _STYLES = {"after": ("black", "-"), "before": ("black", ":")} | {kind: (c, "-") for kind, c in COLOURS.items()}
@@ -159,7 +154,7 @@ def legend(ax: Axes, kinds: Sequence[str]) -> Axes:
     """The grammar's legend, below the axes: names in COLOURS, "before" and "after"."""
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=2) for c, s in (_STYLES[kind] for kind in kinds)]
     names = ["ground truth" if kind == "truth" else kind for kind in kinds]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4}
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4, "columnspacing": 1, "handlelength": 1.5}
     return ax.legend(handles, names, **place, fontsize=8, frameon=False).axes
 
 

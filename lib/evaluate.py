@@ -41,8 +41,8 @@ def evaluate_model(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint")
     truth, results = ground_truth(dataset), collect_results(model, dataset, upto)
     scores = {"images": len(dataset), "rpn": proposal_recall(truth, results["proposals"])}
     course = {}
-    for name, kind in (("box", "bbox"), ("mask", "segm")):
-        if results[name]:
+    for name, kind, stage in (("box", "bbox", "boxhead"), ("mask", "segm", "maskhead")):
+        if STAGES.index(upto) >= STAGES.index(stage):  # where it finds nothing, it scores 0
             evaluation = coco_evaluation(truth, results[name], kind)
             scores[name], course[f"{name}_mAP"] = average_precision(evaluation), course_map(evaluation)
     return scores | ({"course": course} if course else {})

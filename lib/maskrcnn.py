@@ -62,7 +62,7 @@ class MaskRCNN(nn.Module):
         return self.box_head(self.pool(features, *stack_rois(boxes), self.config.box_pool_size))
 
     def detect(self, features: Sequence[Tensor], proposals: Sequence[Tensor], content: tuple[int, int]) -> list[dict]:
-        """`boxes`, `labels` and `scores` of each image's detections, from its proposals (R, 4); network frame (§6.5)."""
+        """`boxes`, `labels` and `scores` of each image's detections, from its proposals (R, 4), network frame."""
         return refine(*self.classify(features, proposals), proposals, content, self.config)
 
     def segment(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The report's tables and figures: what the notebooks export to `figures/`.
 
-A table is a list of rows, dicts with the same keys in the same order: `{"stage": "joint", "box AP": 0.41}`. A score is in
-[0, 1] and is shown with three digits; None, a score without objects to find, as a dash. Equal rows give equal bytes.
+A table is a list of dicts with the same keys in the same order: `{"stage": "joint", "box AP": 0.41}`. A score lies
+in [0, 1] and is shown with three digits; None, a score without objects to find, as a dash. Equal rows give equal bytes.
 """
 
 import csv

@@ -50,7 +50,7 @@ class RPNHead(nn.Module):
         hidden = F.conv2d(patches, self.conv.weight, self.conv.bias)  # (M, C, 1, 1)
         logits, deltas = self._predict(hidden)
         rows = torch.arange(len(slots), device=slots.device)
-        return logits.flatten(1)[rows, slots], deltas.reshape(len(slots), -1, 4)[rows, slots]
+        return logits.flatten(1)[rows, slots], deltas.reshape(len(slots), logits.shape[-1], 4)[rows, slots]
 
     def _predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, Sy, Sx) -> logits (B, Sy, Sx, K), deltas (B, Sy, Sx, 4 K)."""

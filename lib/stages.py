@@ -138,7 +138,7 @@ class MaskHeadStage(Stage):
 
 
 class JointStage(Stage):
-    """All parts together (§8); the BatchNorms keep their statistics, as in inference.
+    """All parts together (§8); the RPN's BatchNorm keeps its statistics, for the proposals need it as in inference.
 
     The samples of the three heads are drawn from the same features, and the boxes that train the mask head are
     refined from the box head's own minibatch.
@@ -153,9 +153,7 @@ class JointStage(Stage):
 
     def train(self, mode: bool = True) -> "JointStage":
         super().train(mode)
-        for module in self.model.modules():
-            if isinstance(module, _BATCHNORMS):
-                module.eval()
+        self.model.rpn.norm.eval()
         return self
 
     def sample(self, features, targets, content):

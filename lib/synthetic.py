@@ -1,12 +1,11 @@
 """Made-up scenes in the four-course-file format, so that everything runs before any photograph is there.
 
-A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and
-then something in front of them. The figures come from `lib.synthetic_shapes`; here they are posed, painted,
-laid out and written. Sizes, aspect ratios, class shares and objects an image follow the course's own set.
+    python -m lib.synthetic --out data/synthetic --images 900 --seed 0
+
+A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
+something in front of them. `lib.synthetic_shapes` has the figures; here they are posed, painted, laid out and written.
 
     G  objects in a scene    H x W  300 x 400, the frame of all boxes and masks, in its pixels
-
-    python -m lib.synthetic --out data/synthetic --images 900 --seed 0
 """
 
 import argparse
@@ -19,43 +18,30 @@ from PIL import Image, ImageColor, ImageDraw
 from tqdm import tqdm
 
 from lib import synthetic_shapes as shapes
+from lib.boxes import mask_to_box
 from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, CourseWriter
 from lib.runtime import command_errors
-from lib.synthetic_shapes import Part, pick
+from lib.synthetic_shapes import FIGURES, Part, pick
 
 Rng = np.random.Generator
 SIZE = (IMAGE_WIDTH, IMAGE_HEIGHT)
 FRAME_AREA = IMAGE_WIDTH * IMAGE_HEIGHT
 
-# The course's own set: class shares, the share of images with two objects, and by label the percentiles of
-# the boxes' areas (as shares of the image) and aspect ratios (width / height).
-FIGURES = {1: shapes.VEHICLES, 2: shapes.PEOPLE, 3: shapes.ANIMALS}
+# The course's own set: class shares, the share of images with two objects, and by label the percentiles of the boxes'
+# areas (as shares of the image) and aspect ratios (width / height).
 CLASS_SHARES = np.array([990, 882, 1971]) / 3843
 TWO_OBJECTS = 578 / 3265
 PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-AREAS = {
-    1: (0.023, 0.100, 0.252, 0.509, 0.815),
-    2: (0.022, 0.059, 0.120, 0.241, 0.496),
-    3: (0.030, 0.093, 0.208, 0.383, 0.688),
-}
-ASPECTS = {
-    1: (0.53, 0.94, 1.36, 1.73, 2.96),
-    2: (0.32, 0.44, 0.62, 0.86, 1.65),
-    3: (0.50, 0.76, 1.08, 1.48, 2.21),
-}
+AREAS, ASPECTS = (
+    {label: [float(share) for share in row.split()[1:]] for label, row in enumerate(FIGURES[table], start=1)}
+    for table in ("areas", "aspects")
+)
+OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
 
 MIN_VISIBLE = 0.42  # the share of an object's pixels that the border and what stands in front must leave
 MIN_SIDE = 14  # of an object's box
 SUPERSAMPLING = 2
 SHADOW = Image.radial_gradient("L").point(lambda distance: max(0, 150 - distance))
-MB_PER_IMAGE, SECONDS_PER_IMAGE = 0.25, 0.025  # compressed, on one ordinary CPU core
-
-# Colour roles of a background's areas from the top down, and how uneven the borders between them are.
-BACKGROUNDS = [
-    (("cloud", "leaf"), 4), (("sky", "leaf", "leaf"), 20), (("sky", "stone", "leaf"), 25),
-    (("sky", "wall", "stone"), 0), (("sky", "leaf", "metal"), 6), (("wall", "wood"), 0),
-    (("wall", "stone"), 0), (("metal", "stone"), 10), (("leaf", "leaf"), 30),
-]  # fmt: skip
 
 
 class Sprite(NamedTuple):
@@ -66,17 +52,13 @@ class Sprite(NamedTuple):
     y: int
 
     @property
-    def foot(self) -> int:
-        """The y of its lower edge."""
+    def foot(self) -> int:  # the y of its lower edge
         return self.y + self.pixels.height
-
-
-# -------------------------------------------------------------------------- a figure -> a sprite
 
 
 def posed(figure, rng: Rng) -> tuple[list[Part], np.ndarray]:
     """A figure's parts, mirrored or not, bent and turned a little, y down, from (0, 0) on; their (w, h)."""
-    parts = shapes.parts_of(figure, rng)
+    parts = shapes.drawn(figure, rng)
     points = np.concatenate([part.points for part in parts]) * (pick(rng, (-1, 1)), 1)
     waves = rng.uniform(0, 2 * np.pi, 2) + 2 * np.pi * points / np.ptp(points, axis=0)
     points = points + 0.03 * np.ptp(points, axis=0) * np.sin(waves)  # too little to fold anything over
@@ -101,7 +83,7 @@ def paint(parts: list[Part], extent: np.ndarray, size: Sequence[float], rng: Rng
 
 def colour(role: str, rng: Rng) -> np.ndarray:
     """An RGB colour (3,) that a role may take, with a little variation."""
-    base = np.array(ImageColor.getrgb(pick(rng, shapes.PALETTE[role].split())))
+    base = np.array(ImageColor.getrgb(pick(rng, shapes.PALETTE[role])))
     return base * rng.uniform(0.8, 1.15) + rng.normal(0, 8, 3)
 
 
@@ -124,15 +106,12 @@ def _resized(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(field.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
 
 
-# -------------------------------------------------------------------------- the background
-
-
 def background(rng: Rng, horizon: float) -> Image.Image:
     """A landscape or a room: textured areas one below the other, the last from about y = `horizon` down."""
-    roles, roughness = pick(rng, BACKGROUNDS)
+    roughness, *roles = pick(rng, FIGURES["backgrounds"]).split()
     pixels = _surface(roles[0], IMAGE_HEIGHT, rng)
     for k, role in enumerate(roles[1:], start=2):
-        top = horizon * k / len(roles) + roughness * noise((IMAGE_WIDTH, 1), rng.uniform(20, 150), rng)
+        top = horizon * k / len(roles) + float(roughness) * noise((IMAGE_WIDTH, 1), rng.uniform(20, 150), rng)
         first = max(0, int(top.min()))
         below = np.arange(first, IMAGE_HEIGHT)[:, None] >= top
         pixels[first:] = np.where(below[..., None], _surface(role, IMAGE_HEIGHT - first, rng), pixels[first:])
@@ -144,22 +123,14 @@ def _surface(role: str, height: int, rng: Rng) -> np.ndarray:
     size = (IMAGE_WIDTH, height)
     gain = 0.95 + rng.uniform(0.02, 0.18) * noise(size, rng.uniform(2, 10), rng) + 0.12 * noise(size, 60, rng)
     gain += np.linspace(0.15, -0.15, height, dtype=np.float32)[:, None] * rng.uniform(-1, 1)
-    if role in ("wall", "stone", "wood") and rng.random() < 0.6:
-        gain *= _bricks(height, rng)
+    if role in ("wall", "stone", "wood") and rng.random() < 0.6:  # the joints of bricks, tiles or boards
+        w, h = rng.uniform(25, 90), rng.uniform(12, 45)
+        x, y = np.arange(IMAGE_WIDTH)[None], np.arange(height)[:, None]
+        joint = ((x + (y // h % 2) * w / 2) % w < 2) | (y % h < 2)
+        gain *= np.where(joint, rng.uniform(0.7, 0.9), 1).astype(np.float32)
     base = colour(role, rng)
     muted = base + rng.uniform(0.1, 0.6) * (base.mean() - base)
     return np.clip(muted.astype(np.float32) * gain[..., None], 0, 255).astype(np.uint8)
-
-
-def _bricks(height: int, rng: Rng) -> np.ndarray:
-    """The joints of bricks, tiles or boards as a gain (height, W)."""
-    w, h = rng.uniform(25, 90), rng.uniform(12, 45)
-    x, y = np.arange(IMAGE_WIDTH)[None], np.arange(height)[:, None]
-    joint = ((x + (y // h % 2) * w / 2) % w < 2) | (y % h < 2)
-    return np.where(joint, rng.uniform(0.7, 0.9), 1).astype(np.float32)
-
-
-# -------------------------------------------------------------------------- the layout
 
 
 def quantile(table: Sequence[float], rng: Rng) -> float:
@@ -172,7 +143,7 @@ def place_object(label: int, rng: Rng) -> Sprite:
     area = quantile(AREAS[label], rng) * FRAME_AREA
     aspect = np.clip(quantile(ASPECTS[label], rng), area / IMAGE_HEIGHT**2, IMAGE_WIDTH**2 / area)
     target = np.sqrt((area * aspect, area / aspect))
-    candidates = [posed(pick(rng, FIGURES[label]), rng) for _ in range(3)]
+    candidates = [posed(pick(rng, OBJECTS[label]), rng) for _ in range(3)]
     parts, extent = min(candidates, key=lambda posed: abs(np.log(posed[1][0] / posed[1][1] / aspect)))
     stretch = np.exp(0.5 * np.clip(np.log(aspect * extent[1] / extent[0]), -0.3, 0.3))
     natural = extent * (stretch, 1 / stretch)
@@ -192,26 +163,17 @@ def _start(side: float, target: float, frame: int, rng: Rng) -> float:
     return rng.uniform(-beyond, max(frame - side, 0) + beyond)
 
 
-def place_behind(figures: list, rng: Rng, top: float, bottom: float) -> Sprite:
-    """Something without a label, of any size, its lower edge between two y."""
-    area = np.exp(rng.uniform(np.log(0.01), np.log(0.3))) * FRAME_AREA
-    return _place_unlabelled(figures, area, rng.uniform(0, IMAGE_WIDTH), rng.uniform(top, bottom), rng)
-
-
-def place_in_front(target: Sprite, rng: Rng) -> Sprite:
-    """Something without a label that hides a part of `target`."""
-    w, h = target.pixels.size
-    x, foot = target.x + rng.uniform(0.1, 0.9) * w, target.y + rng.uniform(0.6, 1.3) * h
-    return _place_unlabelled(shapes.OCCLUDERS, rng.uniform(0.1, 0.3) * w * h, x, foot, rng)
-
-
-def _place_unlabelled(figures: list, area: float, x: float, foot: float, rng: Rng) -> Sprite:
+def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng: Rng) -> Sprite:
+    """One of `figures`, of an area in pixels; the middle of its lower edge at (x, foot)."""
     parts, extent = posed(pick(rng, figures), rng)
     w, h = size = extent * np.sqrt(area / extent.prod())
     return Sprite(paint(parts, extent, size, rng), round(x - w / 2), round(foot - h))
 
 
-# -------------------------------------------------------------------------- the scene
+def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Sprite:
+    """Something without a label, of any size, its lower edge between two y."""
+    area = np.exp(rng.uniform(np.log(0.01), np.log(0.3))) * FRAME_AREA
+    return place_unlabelled(figures, area, rng.uniform(0, IMAGE_WIDTH), rng.uniform(top, bottom), rng)
 
 
 def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -222,16 +184,17 @@ def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     labels, objects, front, masks = _foreground(rng)
     horizon = min(rng.uniform(-0.1, 0.75) * IMAGE_HEIGHT, *(sprite.foot - 10 for sprite in objects))
     canvas = background(rng, horizon)
-    for _ in range(rng.integers(0, 3) if horizon > 60 else 0):
-        _paste(canvas, place_behind([shapes.CLOUD], rng, 0, horizon))
+    clouds = [place_behind(["cloud"], rng, 0, horizon) for _ in range(rng.integers(0, 3) if horizon > 60 else 0)]
     ground = (max(horizon, 40), 1.2 * IMAGE_HEIGHT)
     behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 5))]
-    for sprite in (*sorted(behind, key=lambda sprite: sprite.foot), *objects, *front):
-        _cast_shadow(canvas, sprite)
-        _paste(canvas, sprite)
+    for n, sprite in enumerate((*clouds, *sorted(behind, key=lambda sprite: sprite.foot), *objects, *front)):
+        w, h = sprite.pixels.width, max(4, sprite.pixels.height // 7)
+        if n >= len(clouds):
+            canvas.paste((0, 0, 0), (sprite.x, sprite.foot - h // 2), SHADOW.resize((w, h)))
+        canvas.paste(sprite.pixels, (sprite.x, sprite.y), sprite.pixels)
     grain = rng.integers(-6, 7, (IMAGE_HEIGHT, IMAGE_WIDTH, 1), dtype=np.int16)
     image = np.clip(np.asarray(canvas) * np.float32(rng.uniform(0.75, 1.08)) + grain, 0, 255).astype(np.uint8)
-    boxes = np.stack([tight_box(mask) for mask in masks])
+    boxes = np.stack([mask_to_box(mask) for mask in masks])
     return np.ascontiguousarray(image.transpose(2, 0, 1)), labels, boxes, masks
 
 
@@ -240,7 +203,12 @@ def _foreground(rng: Rng) -> tuple[np.ndarray, list[Sprite], list[Sprite], np.nd
     labels = 1 + rng.choice(len(CLASS_SHARES), 2 if rng.random() < TWO_OBJECTS else 1, p=CLASS_SHARES)
     while True:
         objects = [place_object(int(label), rng) for label in labels]
-        front = [place_in_front(pick(rng, objects), rng)] if rng.random() < 0.15 else []
+        front = []
+        if rng.random() < 0.15:
+            hidden = pick(rng, objects)
+            w, h = hidden.pixels.size
+            x, foot = hidden.x + rng.uniform(0.1, 0.9) * w, hidden.y + rng.uniform(0.6, 1.3) * h
+            front = [place_unlabelled(shapes.OCCLUDERS, rng.uniform(0.1, 0.3) * w * h, x, foot, rng)]
         masks = visible_masks(objects, front)
         if all(_can_be_seen(mask, sprite) for mask, sprite in zip(masks, objects, strict=True)):
             return labels, objects, front, masks
@@ -259,59 +227,32 @@ def _solid(sprite: Sprite) -> Image.Image:
 
 
 def _can_be_seen(mask: np.ndarray, sprite: Sprite) -> bool:
-    if mask.sum() < max(1, MIN_VISIBLE * np.count_nonzero(_solid(sprite))):
-        return False
-    x0, y0, x1, y1 = tight_box(mask)
-    return min(x1 - x0, y1 - y0) >= MIN_SIDE
+    enough = mask.sum() >= max(1, MIN_VISIBLE * np.count_nonzero(_solid(sprite)))
+    return enough and np.ptp(np.nonzero(mask), axis=1).min() + 1 >= MIN_SIDE
 
 
-def tight_box(mask: np.ndarray) -> np.ndarray:
-    """The xyxy box (4,) float32 around a mask (H, W) that is not empty."""
-    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32)
+def write_scenes(out: str | Path, images: int, seed: int) -> None:
+    """Write `images` scenes to the folder `out` as the four course files; image i depends on `seed` and i alone.
 
-
-def _paste(canvas: Image.Image, sprite: Sprite) -> None:
-    canvas.paste(sprite.pixels, (sprite.x, sprite.y), sprite.pixels)
-
-
-def _cast_shadow(canvas: Image.Image, sprite: Sprite) -> None:
-    """Darken the ground at the foot of a sprite that is about to be pasted."""
-    w, h = sprite.pixels.width, max(4, sprite.pixels.height // 7)
-    canvas.paste((0, 0, 0), (sprite.x, sprite.foot - h // 2), SHADOW.resize((w, h)))
-
-
-# -------------------------------------------------------------------------- the four files
-
-
-def write_scenes(folder: str | Path, images: int, seed: int, overwrite: bool = False) -> None:
-    """Write `images` scenes as the four course files; image i depends on `seed` and i alone.
-
-    Raises ValueError when `folder` holds one of the files and `overwrite` is false; it is then left as it is.
+    Raises ValueError when `out` holds one of the files already; it is then left as it is.
     """
-    folder = Path(folder)
     if images < 1 or seed < 0:
         raise ValueError(f"{images} images of seed {seed}: ask for 1 image or more and a seed of 0 or more")
     for name in FILES.values():
-        if (folder / name).exists() and not overwrite:
-            raise ValueError(f"{folder / name} exists already: choose another folder, or add --overwrite")
-    megabytes, seconds = 1 + round(MB_PER_IMAGE * images), 1 + round(SECONDS_PER_IMAGE * images)
-    print(f"Writing {images} made-up scenes (seed {seed}) to {folder}: about {megabytes} MB, {seconds} s.")
-    with CourseWriter(folder) as writer:
-        for i in tqdm(range(images), unit=" scenes"):
+        if (path := Path(out) / name).exists():
+            raise ValueError(f"{path} exists already: choose another folder, or move its four files away")
+    with CourseWriter(out) as writer:
+        for i in tqdm(range(images), f"scenes of seed {seed}"):
             writer.add(*scene(np.random.default_rng([seed, i])))
 
 
 @command_errors()
 def main(argv: list[str] | None = None) -> None:
-    """The command: see the module's docstring."""
     parser = argparse.ArgumentParser("python -m lib.synthetic", description="Write scenes as course files.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
     parser.add_argument("--images", type=int, default=900, help="how many scenes (default 900)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    args = parser.parse_args(argv)
-    write_scenes(args.out, args.images, args.seed, args.overwrite)
+    write_scenes(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

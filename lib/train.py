@@ -28,6 +28,7 @@ from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
 from lib.maskrcnn import MaskRCNN
+from lib.pretrain import pretrain_trunk
 from lib.runtime import command_errors, paths, seed_everything
 from lib.stages import STAGE_CLASSES
 
@@ -52,7 +53,7 @@ def train_stage(
     if not restart and is_current(weights, name, config):
         print(f"{name}: already trained, {stage_path(weights, name)} is kept")
         return read_history(weights, name)
-    run = _Run(name, config, Path(data), weights, Path(val_data or data))
+    run = _Run(name, config, Path(data), weights, Path(val_data or data), restart)
     history = run.resume(restart)
     while len(history) < run.epochs:
         history.append(run.epoch(len(history)))
@@ -64,7 +65,7 @@ def train_stage(
 class _Run:
     """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands."""
 
-    def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path):
+    def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path, restart: bool):
         self.name, self.config, self.weights = name, config, weights
         self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
         loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
@@ -76,7 +77,10 @@ class _Run:
             raise ValueError(
                 f"{data} has {len(train)} training images, fewer than one batch of {self.batch_size}: add images"
             )
-        stage = STAGE_CLASSES[name](starting_model(name, config, weights))
+        model = starting_model(name, config, weights)
+        if name == "rpn" and config.trunk_epochs and (restart or not self._resume_record.is_file()):
+            pretrain_trunk(model.backbone.body, train, config, self.accelerator.device)
+        stage = STAGE_CLASSES[name](model)
         learning = [p for p in stage.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay)
         self.stage, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
@@ -162,10 +166,9 @@ class _Run:
 
     def resume(self, restart: bool) -> list[dict]:
         """The history of the epochs already done, their state loaded; empty at a fresh start."""
-        record = self._resume_folder / "stage.json"
-        if restart or not record.is_file():
+        if restart or not self._resume_record.is_file():
             return []
-        stored = json.loads(record.read_text())
+        stored = json.loads(self._resume_record.read_text())
         if stage_fields(Config.from_json(stored["config"]), self.name) != stage_fields(self.config, self.name):
             self.accelerator.print(
                 f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh"
@@ -189,6 +192,10 @@ class _Run:
     @property
     def _resume_folder(self) -> Path:
         return self.weights / f"{self.name}.resume"
+
+    @property
+    def _resume_record(self) -> Path:
+        return self._resume_folder / "stage.json"
 
 
 def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:

@@ -99,13 +99,12 @@ def show(*parts):
     return Code("\n\n".join(inspect.getsource(part) for part in parts), language="python")
 
 
-def grid(ax, values, title):
+def grid(ax, values, title, shift=0.5):
     draw.heatmap(ax, values, vmin=0, vmax=1)
     for y, row in enumerate(values.tolist()):
         for x, value in enumerate(row):
-            ax.text(
-                x + 0.5, y + 0.5, f"{value:.4g}", ha="center", va="center", color="black" if value > 0.6 else "white"
-            )
+            colour = "black" if value > 0.6 else "white"
+            ax.text(x + shift, y + shift, f"{value:.4g}", ha="center", va="center", color=colour)
     ax.set_title(title, fontsize=10)
 
 
@@ -143,7 +142,8 @@ def grid(ax, values, title):
 # %%
 train_set = CourseDataset(DATA, "train", config)
 val_set = CourseDataset(DATA, "val", config)
-picture, target = train_set[0]
+scenes = [train_set[n] for n in range(min(10, len(train_set)))]
+picture, target = max(scenes, key=lambda scene: scene[1]["masks"][0].sum())  # a large object shows more
 box, mask = target["boxes"][:1], target["masks"]
 cells = maskhead.mask_targets(box, torch.zeros(1, dtype=torch.long), mask, 28)[0]
 
@@ -228,9 +228,12 @@ kept = naive_choice(candidates, predicted, scores, objects, 100, 100, k=200, n=1
 print("kept:", ["abcdef"[i] for i in kept])
 assert kept == [0, 2, 5]
 
+# %% [markdown]
+# Drawn: objects thick, removed boxes dotted. ($a$ and $c$ lie on top of each other.)
+
 # %%
 fig, ax = plt.subplots(figsize=(4.2, 4.6), layout="constrained")
-draw.image(ax, torch.ones(3, 100, 100), margin=4)
+draw.image(ax, torch.ones(3, 100, 100), margin=12)
 dropped = [i for i in range(6) if i not in kept]
 draw.boxes(ax, objects, "truth", linewidth=5)
 draw.boxes(ax, candidates[dropped], "ignored", ["abcdef"[i] for i in dropped], dotted=True)
@@ -288,15 +291,13 @@ shares = small.view(2, 2, 2, 2).float().mean(dim=(1, 3))
 assert_close(shares, torch.tensor([[0.25, 1], [0.5, 0.25]]))
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-grid(axes[0], small, "mask (4 × 4)")
+grid(axes[0], small, "mask (4 × 4) and sampling points", shift=0.75)
 grid(axes[1], shares, "mean of the four points")
 grid(axes[2], (shares >= 0.5).float(), "target (2 × 2)")
 points = torch.arange(4) + 0.5
-_ = axes[0].scatter(*torch.meshgrid(points - 0.2, points - 0.2, indexing="xy"), s=12, color="red")
+_ = axes[0].scatter(*torch.meshgrid(points, points, indexing="xy"), s=16, color="red")
 
 # %% [markdown]
-# (Red: the sampling points, drawn a little off the centres so that the numbers stay readable.)
-#
 # Now for any box, with loops: a bilinear reading of one point, then a mean of four points for each cell.
 
 
@@ -335,8 +336,9 @@ shifted = naive_cells(small.tolist(), (0.5, 0, 2.5, 2), 2)
 assert_close(shifted, torch.tensor([[0.0625, 0.5625], [0.4375, 0.9375]]))
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-grid(axes[0], small, "mask and box")
-draw.boxes(axes[0], [[0.5, 0, 2.5, 2]], "truth", linewidth=3)
+draw.heatmap(axes[0], small).set_title("mask, box and sampling points", fontsize=10)
+draw.boxes(axes[0], torch.tensor([[0.5, 0, 2.5, 2]]), "truth", linewidth=3)
+_ = axes[0].scatter(*torch.meshgrid(points / 2 + 0.5, points / 2, indexing="xy"), s=16, color="red")
 grid(axes[1], shifted, "mean of the four points")
 grid(axes[2], (shifted >= 0.5).float(), "target (2 × 2)")
 
@@ -348,6 +350,9 @@ grid(axes[2], (shifted >= 0.5).float(), "target (2 × 2)")
 
 # %%
 show(maskhead.mask_targets)
+
+# %% [markdown]
+# Equal to the loops: on the example, on boxes that cut through pixels, and on the object of the first picture.
 
 # %%
 first = torch.zeros(1, dtype=torch.long)
@@ -458,6 +463,9 @@ probability = torch.tensor([[[[0.01, 0.99], [0.99, 0.01]], [[0.9, 0.2], [0.1, 0.
 logits = probability.logit().requires_grad_()  # (D, K, m, m)
 label = torch.tensor([2])  # a person
 
+# %% [markdown]
+# The sum of the formula, term by term:
+
 
 # %%
 def naive_loss(probability, labels, targets):
@@ -479,6 +487,10 @@ assert_close(by_hand, torch.tensor(0.2362), atol=1e-4, rtol=0)
 
 # %%
 show(maskhead.mask_loss, maskhead.class_masks)
+
+# %% [markdown]
+# Predicted: the same loss, and for the person's logits the gradient $(\hat y - y) / 4$:
+# $\begin{pmatrix}-0.1 & 0.2\\ 0.1 & -0.4\end{pmatrix} / 4$.
 
 # %%
 loss = maskhead.mask_loss(logits, label, truth)["mask"]
@@ -560,10 +572,12 @@ assert_close(naive_paste(M, (0, 0, 4, 4), 4, 4), pasted)
 # %%
 show(maskhead.paste_masks, maskhead._interpolation)
 
+# %% [markdown]
+# The weights of the example, and the pasted masks of three boxes. The last crosses the boundary of the image.
+
 # %%
-frame = (0.0, 0, 4, 4)
 assert_close(maskhead._interpolation(torch.zeros(1), torch.full((1,), 4.0), 4, 2)[0], R)
-for corners in (frame, (1.3, 0.2, 7.9, 5.5), (-2, 1, 6, 9)):  # the last one crosses the boundary
+for corners in ((0.0, 0, 4, 4), (1.3, 0.2, 7.9, 5.5), (-2, 1, 6, 9)):
     by_hand = naive_paste(M, corners, 6, 8) >= 0.5
     by_lib = maskhead.paste_masks(M[None], torch.tensor([corners]), (6, 8), 0.5)[0]
     assert_close(by_lib.bool(), by_hand)
@@ -587,6 +601,10 @@ assert_close(witness, naive_paste(M, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rto
 train_until("boxhead", config, DATA, WEIGHTS)
 device = runtime.device()
 model = load_model(WEIGHTS, "boxhead").to(device)
+
+# %% [markdown]
+# Two helpers. The first brings images and targets into the network's frame; the second calls the parts in the order in
+# which the stage calls them.
 
 
 # %%
@@ -615,9 +633,8 @@ scene = draw.denormalise(images[shown], config.image_mean, config.image_std)
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 draw.boxes(draw.image(axes[0], scene), proposals[shown], "ignored", linewidth=0.6)
-draw.boxes(
-    draw.masks(draw.image(axes[1], scene), targets[shown]["masks"], kind="truth"), chosen[shown]["boxes"], "positive"
-)
+draw.masks(draw.image(axes[1], scene), targets[shown]["masks"], kind="truth")
+draw.boxes(axes[1], chosen[shown]["boxes"], "positive")
 axes[0].set_title(f"{len(proposals[shown])} proposals of the RPN", fontsize=10)
 axes[1].set_title(f"{len(chosen[shown]['boxes'])} boxes that train the mask head", fontsize=10)
 _ = runtime.save_figure(fig, "05_training_boxes")
@@ -640,6 +657,9 @@ def funnel(proposals, outputs, chosen, targets, content):
     return left
 
 
+# %% [markdown]
+# Along the way we keep, for every box, which share of its target is on.
+
 # %%
 counts, per_image, share = torch.zeros(4), [], {name: [] for name in CLASS_NAMES[1:]}
 seen = min(48, len(train_set))
@@ -653,29 +673,21 @@ for start in range(0, seen, 8):
         for label, area in zip(one["labels"].tolist(), y.mean(dim=(1, 2)).tolist(), strict=True):
             share[CLASS_NAMES[label]].append(area)
 
+# %% [markdown]
+# Left: boxes an image after each step. Right: how full the targets are, by class. A box that fits a car is mostly car;
+# one that fits a giraffe is mostly background.
+
 # %%
-steps = (
-    "proposals",
-    "inside the image",
-    f"IoU > {config.mask_positive_iou} with an object",
-    "after NMS: train the head",
-)
+steps = ["proposals", "inside the image", "overlap an object", "after NMS: train the head"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 bars = axes[0].barh(steps[::-1], (counts / seen).flip(0).tolist(), color=draw.COLOURS["positive"])
 _ = axes[0].bar_label(bars, fmt="%.1f", padding=3)
-_ = axes[0].set(xlabel="boxes an image (mean)", xlim=(0, 1.15 * float(counts[0]) / seen + 1))
+_ = axes[0].set(xlabel="boxes an image (mean)", xlim=(0, 1.2 * float(counts[0]) / seen + 1))
 for name, colour in zip(share, draw.CLASS_COLOURS[1:], strict=True):
-    _ = axes[1].hist(
-        share[name],
-        bins=20,
-        range=(0, 1),
-        histtype="step",
-        linewidth=2,
-        color=colour,
-        label=f"{name}: {len(share[name])} boxes",
-    )
+    label = f"{name}: {len(share[name])} boxes"
+    _ = axes[1].hist(share[name], bins=20, range=(0, 1), histtype="step", linewidth=2, color=colour, label=label)
 _ = axes[1].set(xlabel="share of the target that is on", ylabel="boxes")
-_ = axes[1].legend(frameon=False, loc="upper left")
+_ = axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 _ = runtime.save_figure(fig, "05_targets_counted")
 
 # %% [markdown]
@@ -693,11 +705,12 @@ print(f"{sum(n == 0 for n in per_image)} images without any; {784 * sum(per_imag
 
 
 # %%
-def cut(ax, image, box):
-    draw.image(ax, draw.denormalise(image, config.image_mean, config.image_std))
-    ax.set(xlim=box[[0, 2]].tolist(), ylim=box[[3, 1]].tolist())
-    ax.set_box_aspect(1)
-    return ax
+def picture_of(ax, image):
+    return draw.image(ax, draw.denormalise(image, config.image_mean, config.image_std))
+
+
+def crop(ax, box):
+    ax.set(xlim=box[[0, 2]].tolist(), ylim=box[[3, 1]].tolist(), aspect="auto", box_aspect=1)
 
 
 def centres(box, m=28):
@@ -707,13 +720,17 @@ def centres(box, m=28):
 
 examples = [(i, n) for i, one in enumerate(chosen) for n in range(min(2, len(one["boxes"])))][:6]
 
+# %% [markdown]
+# Each box is drawn as a square, as the network sees it: RoIAlign stretches wide and tall boxes alike to 28 × 28.
+
 # %%
 fig, axes = plt.subplots(2, 6, figsize=(12, 4.3), layout="constrained", squeeze=False)
 for column, (i, n) in zip(axes.T, examples, strict=False):
     box, matched, label = (chosen[i][key][n].cpu() for key in ("boxes", "matched", "labels"))
     y = maskhead.mask_targets(box[None], matched[None], targets[i]["masks"].cpu(), 28)[0]
-    draw.masks(cut(column[0], images[i], box), targets[i]["masks"][matched][None], kind="truth", alpha=0.3)
+    draw.masks(picture_of(column[0], images[i]), targets[i]["masks"][matched][None], kind="truth", alpha=0.3)
     _ = column[0].contour(*centres(box), y, [0.5], colors="white", linewidths=1.5)
+    crop(column[0], box)
     column[0].set_title(CLASS_NAMES[label], fontsize=10)
     draw.heatmap(column[1], y)
 for ax in axes.flat:
@@ -732,9 +749,8 @@ for n in range(len(val_set)):
     back, true = (m.flatten(1).bool() for m in (maskhead.paste_masks(ideal, t["boxes"], (300, 400), 0.5), t["masks"]))
     ceilings += ((back & true).sum(1) / (back | true).sum(1)).tolist()
 ceiling = sum(ceilings) / len(ceilings)
-print(
-    f"{len(ceilings)} objects of the val split, target pasted back: mean mask IoU {ceiling:.3f}, worst {min(ceilings):.3f}"
-)
+print(f"{len(ceilings)} objects of the val split, their targets pasted back:")
+print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 
 # %% [markdown]
 # ## Train, or load what was trained
@@ -745,9 +761,15 @@ print(
 # %%
 show(stages.MaskHeadStage, stages.mask_samples)
 
+# %% [markdown]
+# Finished stages are kept, missing ones trained: this cell takes minutes the first time and no time the second.
+
 # %%
 train_until("maskhead", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "maskhead").to(device)
+
+# %% [markdown]
+# The loss of every epoch, on the boxes of the train split and on those of the val split.
 
 # %%
 history = read_history(WEIGHTS, "maskhead")
@@ -757,15 +779,15 @@ _ = ax.axhline(torch.tensor(2.0).log(), color="grey", linewidth=1, label="ln 2: 
 _ = ax.legend(frameon=False, fontsize=8)
 _ = runtime.save_figure(fig, "05_learning_curve")
 
+# %% [markdown]
+# What the curve says, in numbers:
+
 # %%
 last = history[-1]
 gap = last["val_mask"] - last["train_mask"]
 print(f"after {len(history)} epochs: train {last['train_mask']:.3f}, val {last['val_mask']:.3f} (undecided: 0.693)")
-print(
-    "val lies above train: some of it was learnt by heart"
-    if gap > 0.02
-    else "val follows train: no sign of overfitting"
-)
+verdict = "some of it was learnt by heart" if gap > 0.02 else "no sign of overfitting"
+print(f"val minus train: {gap:+.3f}, {verdict}")
 
 # %% [markdown]
 # ## What was learnt: probabilities beside their targets
@@ -783,12 +805,16 @@ predicted = maskhead.class_masks(every_class, samples["labels"]).cpu()
 owner = [(i, n) for i, one in enumerate(chosen) for n in range(len(one["boxes"]))]  # image and place of each of the D
 examples = [d for d, (_, n) in enumerate(owner) if n == 0][:7]
 
+# %% [markdown]
+# One column a box: the first box of each image.
+
 # %%
 fig, axes = plt.subplots(4, 7, figsize=(12, 7), layout="constrained", squeeze=False)
 for column, d in zip(axes.T, examples, strict=False):
     i, n = owner[d]
     y = samples["masks"][d].cpu()
-    cut(column[0], images[i], chosen[i]["boxes"][n].cpu()).set_title(CLASS_NAMES[chosen[i]["labels"][n]], fontsize=10)
+    picture_of(column[0], images[i]).set_title(CLASS_NAMES[chosen[i]["labels"][n]], fontsize=10)
+    crop(column[0], chosen[i]["boxes"][n].cpu())
     for ax, values in zip(column[1:], (y, predicted[d], ((predicted[d] >= 0.5) != y).float()), strict=True):
         draw.heatmap(ax, values)
 for ax in axes.flat:
@@ -797,13 +823,15 @@ for ax, name in zip(axes[:, 0], ("image", "target", "probability", "wrong cells"
     _ = ax.set_ylabel(name)
 _ = runtime.save_figure(fig, "05_probabilities")
 
+# %% [markdown]
+# How sure is it? A cell between 0.2 and 0.8 is in doubt; doubt should lie along the outline.
+
 # %%
 if owner:
     right = ((predicted >= 0.5) == samples["masks"].cpu().bool()).float().mean()
     middle = ((predicted > 0.2) & (predicted < 0.8)).float().mean()
-    print(
-        f"{len(owner)} boxes: {right:.1%} of the cells on the right side of one half, {middle:.1%} between 0.2 and 0.8"
-    )
+    print(f"{len(owner)} boxes: {right:.1%} of the cells on the right side of one half")
+    print(f"{middle:.1%} of the cells between 0.2 and 0.8")
 
 # %% [markdown]
 # **One head, three answers.** Every box gets a mask for every class. Only the mask of the class that the box holds was
@@ -816,11 +844,11 @@ for row, d in zip(axes, by_class, strict=True):
     if d is not None:
         i, n = owner[d]
         label = int(samples["labels"][d])
-        cut(row[0], images[i], chosen[i]["boxes"][n].cpu()).set_title(CLASS_NAMES[label], fontsize=10)
+        picture_of(row[0], images[i]).set_title(CLASS_NAMES[label], fontsize=10)
+        crop(row[0], chosen[i]["boxes"][n].cpu())
         for k, ax in enumerate(row[1:], start=1):
-            draw.heatmap(ax, every_class[d, k - 1]).set_title(
-                f"as {CLASS_NAMES[k]}", fontsize=10, weight="bold" if k == label else "normal"
-            )
+            weight = "bold" if k == label else "normal"
+            draw.heatmap(ax, every_class[d, k - 1]).set_title(f"as {CLASS_NAMES[k]}", fontsize=10, weight=weight)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = runtime.save_figure(fig, "05_three_masks")
@@ -848,6 +876,10 @@ def detect(dataset, indices):
     ]
 
 
+# %% [markdown]
+# For each object, the detection of its class that overlaps it most, if that is at least one half:
+
+
 # %%
 def best_match(found, box, label):
     if not len(found["boxes"]):
@@ -865,9 +897,8 @@ for start in range(0, len(val_set), step):
         for g, (box, label) in enumerate(zip(t["boxes"], t["labels"], strict=True)):
             d = best_match(found, box, label)
             if d is not None:
-                pairs.append(
-                    {"index": index, "object": g, "box": found["boxes"][d], "mask": found["masks"][d], "target": t}
-                )
+                one = {"box": found["boxes"][d], "mask": found["masks"][d]}
+                pairs.append({"index": index, "object": g, "target": t, **one})
 
 # %% [markdown]
 # `pairs` holds each object that was found, with its box and its 28 × 28 probabilities. The IoU of two masks is what it is
@@ -884,25 +915,32 @@ def mask_ious(threshold):
     return (pasted & true_masks).sum((1, 2)) / (pasted | true_masks).sum((1, 2)).clamp(min=1), pasted
 
 
+# %% [markdown]
+# One point a threshold; the dotted line is the ceiling from above.
+
 # %%
 thresholds = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 means = [float(mask_ious(t)[0].mean()) for t in thresholds]
 best = thresholds[max(range(9), key=means.__getitem__)]
 
-fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+fig, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
 _ = ax.plot(thresholds, means, marker="o", color=draw.COLOURS["predicted"], label="mask head")
 _ = ax.axhline(ceiling, color="grey", linestyle=":", label="28 × 28, perfect answer")
 _ = ax.axvline(config.mask_threshold, color="black", linewidth=0.8, label="threshold of the config")
 _ = ax.set(xlabel="threshold", ylabel="mean mask IoU (val)", ylim=(0, 1))
-_ = ax.legend(frameon=False, loc="lower center", fontsize=8)
+_ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 _ = runtime.save_figure(fig, "05_threshold")
+
+# %% [markdown]
+# In words:
 
 # %%
 at_config, _ = mask_ious(config.mask_threshold)
 print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; the rest is not the mask head's to mend.")
-print(f"mean mask IoU {float(at_config.mean()):.3f} at {config.mask_threshold}, best {max(means):.3f} at {best}")
-gain = max(means) - float(at_config.mean())
-print("The threshold of the config is as good as any." if gain < 0.01 else f"Another threshold would bring {gain:.3f}.")
+if pairs:
+    gain = max(means) - float(at_config.mean())
+    print(f"mean mask IoU {float(at_config.mean()):.3f} at {config.mask_threshold}, best {max(means):.3f} at {best}")
+    print("The config's threshold is as good as any." if gain < 0.01 else f"The best threshold would bring {gain:.3f}.")
 
 # %% [markdown]
 # The threshold trades missing pixels for surplus ones. A flat top means that few pixels are in doubt: most probabilities
@@ -924,47 +962,51 @@ ious, pasted = mask_ious(config.mask_threshold)
 outside = F.pad(1 - true_masks[:, None].float(), (4, 4, 4, 4), value=1)  # beyond the image's border is outside too
 core = 1 - F.max_pool2d(outside, 9, stride=1)[:, 0]
 thin = 1 - core.sum((1, 2)) / true_masks.sum((1, 2)).clamp(min=1)
-shared = torch.tensor(
-    [
-        bool((iou_matrix(t["boxes"][g : g + 1], t["boxes"]) > 0).sum() > 1)
-        for t, g in ((p["target"], p["object"]) for p in pairs)
-    ]
-)
-labels = torch.tensor([int(p["target"]["labels"][p["object"]]) for p in pairs])
+owners = [(p["target"], p["object"]) for p in pairs]
+shared = [bool((iou_matrix(t["boxes"][g : g + 1], t["boxes"]) > 0).sum() > 1) for t, g in owners]
+shared, labels = torch.tensor(shared, dtype=torch.bool), torch.tensor([int(t["labels"][g]) for t, g in owners])
+
+# %% [markdown]
+# Each dot is an object; the black lines are means.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
-for k in (1, 2, 3) if pairs else ():
+for k in sorted(set(labels.tolist())):
     _ = axes[0].scatter(thin[labels == k], ious[labels == k], s=18, color=draw.CLASS_COLOURS[k], label=CLASS_NAMES[k])
-groups = {"alone": ious[~shared], "shares its box": ious[shared]} if pairs else {}
+groups = {"alone": ious[~shared], "overlaps another": ious[shared]} if pairs else {}
+groups = {name: values for name, values in groups.items() if len(values)}
 for place, values in enumerate(groups.values()):
-    jitter = torch.linspace(-0.2, 0.2, max(len(values), 1))[: len(values)]
+    jitter = torch.linspace(-0.2, 0.2, len(values))
     _ = axes[1].scatter(place + jitter, values, s=14, color=draw.LINES[0])
     _ = axes[1].hlines(values.mean(), place - 0.3, place + 0.3, color="black")
 _ = axes[1].set_xticks(range(len(groups)), [f"{name}\n{len(values)} objects" for name, values in groups.items()])
+_ = axes[1].set_xlim(-0.5, 1.5)
 _ = axes[0].set(xlabel="share of the object within 5 pixels of its outline", ylabel="mask IoU", ylim=(0, 1))
 if pairs:
     _ = axes[0].legend(frameon=False, loc="lower left")
 _ = runtime.save_figure(fig, "05_thin_and_occluded")
+
+# %% [markdown]
+# The same in numbers. A correlation near −1 would mean: the thinner, the worse.
 
 # %%
 if len(pairs) > 2:
     print(f"correlation of mask IoU with thinness: {float(torch.corrcoef(torch.stack([thin, ious]))[0, 1]):+.2f}")
 for name, values in groups.items():
     print(f"{name:15} {len(values):4} objects, mean mask IoU {float(values.mean()):.3f}")
-for k in (1, 2, 3) if pairs else ():
-    print(
-        f"{CLASS_NAMES[k]:15} {int((labels == k).sum()):4} objects, mean mask IoU {float(ious[labels == k].mean()):.3f}"
-    )
+for k in sorted(set(labels.tolist())):
+    values = ious[labels == k]
+    print(f"{CLASS_NAMES[k]:15} {len(values):4} objects, mean mask IoU {float(values.mean()):.3f}")
 
 # %% [markdown]
 # The extremes, in pictures: the best and the worst of the objects found. Predicted pixels are filled, the true outline is
 # a line.
 
 # %%
-order = ious.argsort(descending=True).tolist() if pairs else []
+order = ious.argsort(descending=True).tolist()[: len(pairs)]
+ends = min(6, len(order) // 2)
 fig, axes = plt.subplots(2, 6, figsize=(12, 4.4), layout="constrained", squeeze=False)
-for ax, n in zip(axes.flat, order[:6] + order[-6:][::-1], strict=False):
+for ax, n in [*zip(axes[0], order[:ends], strict=False), *zip(axes[1], order[::-1][:ends], strict=False)]:
     p, picture = pairs[n], val_set[pairs[n]["index"]][0]
     draw.masks(draw.image(ax, picture), pasted[n : n + 1], kind="predicted")
     draw.masks(ax, true_masks[n : n + 1], kind="truth", alpha=0)

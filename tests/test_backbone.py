@@ -1,0 +1,53 @@
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from lib import backbone as module
+from lib.backbone import backbone_parts, build_backbone
+from lib.config import load_config
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "maskrcnn_resnet50_fpn"])
+def test_maps_of_strides_4_to_64(name):
+    backbone = build_backbone(load_config("demo").replace(backbone=name, fpn_channels=32))
+    channels = 256 if name == "maskrcnn_resnet50_fpn" else 32
+    with torch.no_grad():
+        maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
+    shapes = [tuple(f.shape) for f in maps.values()]
+    assert shapes == [(1, channels, *s) for s in ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))]
+    assert backbone.out_channels == channels
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"backbone": "resnet19"}, "backbone 'resnet19' with weights 'none'"),
+        ({"backbone_weights": "NOT_A_NAME"}, "backbone 'resnet18' with weights 'NOT_A_NAME'"),
+        ({"backbone": "vit_b_16"}, "backbone 'vit_b_16'"),
+    ],
+)
+def test_unknown_names_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_backbone(load_config("demo").replace(**changes))
+
+
+def test_weights_that_cannot_be_had(monkeypatch):
+    def no_network(name, weights):
+        raise URLError("no network")
+
+    monkeypatch.setattr(module, "get_model", no_network)
+    with pytest.raises(ValueError, match="'DEFAULT' of 'resnet18'.*connect to the internet.*backbone_weights=none"):
+        build_backbone(load_config("demo").replace(backbone_weights="DEFAULT"))
+
+
+def test_what_learns():
+    backbone = build_backbone(load_config("demo"))
+    blocks = list(backbone.body.children())
+    assert backbone_parts(backbone, "none", 0) == []
+    assert backbone_parts(backbone, "fpn", 0) == [backbone.fpn]
+    assert backbone_parts(backbone, "all", 0) == [backbone.fpn, *blocks]
+    assert backbone_parts(backbone, "all", 3) == [backbone.fpn, *blocks[3:]]
+    own = nn.Conv2d(3, 8, 1)  # a backbone of the caller's, without a pyramid of torchvision's
+    assert backbone_parts(own, "fpn", 0) == [] and backbone_parts(own, "all", 2) == [own]

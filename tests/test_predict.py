@@ -1,0 +1,139 @@
+"""predict: pictures of every mode and size in, overlays of the same size and COCO JSON out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+
+from lib import predict
+from lib.checkpoint import save_stage
+from lib.config import CLASS_NAMES, load_config
+from lib.maskrcnn import MaskRCNN
+
+SMALL = ["image_height=60", "image_width=80", "fpn_channels=8", "box_hidden=8", "mask_hidden=8"]
+
+
+class Stub(torch.nn.Module):
+    """Finds the middle of a picture twice: a person at 0.9, an animal at 0.2."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images, upto):
+        assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[:2] == (1, 3)
+        h, w = images.shape[2:]
+        mask = torch.zeros(2, h, w, dtype=torch.uint8)
+        mask[:, h // 4 : h // 2, w // 4 : w // 2] = 1
+        boxes = torch.tensor([[w // 4, h // 4, w // 2, h // 2]] * 2).float()
+        found = {"boxes": boxes, "labels": torch.tensor([2, 3]), "scores": torch.tensor([0.9, 0.2])}
+        return [found | ({"masks": mask} if upto == "joint" else {})]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(predict, "load_model", lambda weights, stage: Stub())
+    monkeypatch.setattr(predict, "last_trained", lambda weights: "joint")
+
+
+def run(out, *pictures, options=()):
+    with pytest.raises(SystemExit) as end:
+        predict.main([*map(str, pictures), "--weights", str(out / "weights"), "--out", str(out), *options])
+    return end.value.code, json.loads((out / "predictions.json").read_text())
+
+
+def picture(path, width, height, mode="RGB"):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (width, height), (102, 102, 102)).convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode, ending", [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png")])
+def test_every_mode_becomes_rgb(tmp_path, mode, ending):
+    pixels = predict.read_picture(picture(tmp_path / f"a.{ending}", 30, 20, mode))
+    assert pixels.shape == (3, 20, 30) and pixels.dtype == np.uint8
+    assert mode == "1" or abs(pixels.astype(int) - 102).max() <= 3
+
+
+def test_transparent_is_white_and_16_bits_become_8(tmp_path):
+    Image.new("RGBA", (4, 3), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (predict.read_picture(tmp_path / "a.png") == 255).all()
+    Image.fromarray(np.full((3, 4), 102 * 257, np.uint16)).save(tmp_path / "b.png")
+    assert (predict.read_picture(tmp_path / "b.png") == 102).all()
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15] = 255  # white on the left ...
+    exif = Image.Exif()
+    exif[0x0112] = 6  # ... which "turn clockwise to show" puts at the top
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = predict.read_picture(tmp_path / "a.png")
+    assert upright.shape == (3, 30, 20) and (upright[:, :15] == 255).all() and (upright[:, 15:] == 0).all()
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (37, 23), (401, 299), (1203, 57)])
+def test_an_overlay_has_the_pictures_pixels(tmp_path, width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, height, width), np.uint8)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "scores": torch.zeros(0)}
+    predict.save_overlay(pixels, nothing, tmp_path / "a.png")
+    saved = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    np.testing.assert_array_equal(saved.transpose(2, 0, 1), pixels)
+
+
+def test_coco_json(stub, tmp_path):
+    code, coco = run(tmp_path, picture(tmp_path / "a.png", 40, 20), picture(tmp_path / "b.png", 80, 60))
+    assert code == 0 and [c["name"] for c in coco["categories"]] == list(CLASS_NAMES[1:])
+    assert [(i["id"], i["width"], i["height"]) for i in coco["images"]] == [(0, 40, 20), (1, 80, 60)]
+    assert coco["images"][1]["file_name"] == str(tmp_path / "b.png")
+    first, second = coco["annotations"]
+    assert (first["id"], first["image_id"], second["id"], second["image_id"]) == (1, 0, 2, 1)
+    assert first["bbox"] == [10, 5, 10, 5] and first["area"] == 50 and first["category_id"] == 2
+    assert first["score"] == pytest.approx(0.9)
+    mask = rle.decode(first["segmentation"])
+    assert mask.shape == (20, 40) and mask[5:10, 10:20].all() and mask.sum() == 50
+    assert Image.open(tmp_path / "b_overlay.png").size == (80, 60)
+
+
+def test_threshold(stub, tmp_path):
+    _, coco = run(tmp_path, picture(tmp_path / "a.png", 40, 20), options=["--threshold", "0.1"])
+    assert [a["category_id"] for a in coco["annotations"]] == [2, 3]
+
+
+def test_an_unreadable_picture_leaves_the_others(stub, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("no picture")
+    code, coco = run(tmp_path, tmp_path / "bad.jpg", tmp_path / "none.png", picture(tmp_path / "c.png", 40, 20))
+    assert code == 1 and [i["file_name"] for i in coco["images"]] == [str(tmp_path / "c.png")]
+    said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(said) == 2 and "bad.jpg is not a readable picture" in said[0] and "none.png" in said[1]
+
+
+def test_equal_names_and_the_pictures_themselves_are_kept(stub, tmp_path):
+    names = ("a.png", "x/a.jpg", "a_overlay.png")
+    pictures = [picture(tmp_path / name, 40 + n, 20) for n, name in enumerate(names)]
+    _, coco = run(tmp_path, *pictures)
+    assert [i["overlay"] for i in coco["images"]] == ["a_overlay1.png", "a_overlay2.png", "a_overlay_overlay.png"]
+    assert [Image.open(tmp_path / i["overlay"]).width for i in coco["images"]] == [40, 41, 42]
+    assert (predict.read_picture(tmp_path / "a_overlay.png") == 102).all()
+
+
+def test_the_furthest_trained_stage_is_used(tmp_path, capsys):
+    weights, image = tmp_path / "weights", picture(tmp_path / "a.png", 40, 30)
+    arguments = [str(image), "--weights", str(weights), "--out", str(tmp_path), "--threshold", "0"]
+    with pytest.raises(SystemExit, match="no trained stage in"):
+        predict.main(arguments)
+    model = MaskRCNN(load_config("demo", SMALL))
+    save_stage(model, weights, "rpn", {})
+    with pytest.raises(SystemExit, match="has no box head"):
+        predict.main(arguments)
+    model.box_head.classifier.bias.data[0] = -5  # nothing is background
+    save_stage(model, weights, "boxhead", {})
+    code, coco = run(tmp_path, image, options=["--threshold", "0"])
+    assert code == 0 and "no mask head: boxes only" in capsys.readouterr().out
+    assert coco["annotations"] and not any("segmentation" in a for a in coco["annotations"])
+    save_stage(model, weights, "maskhead", {})
+    code, coco = run(tmp_path, image, options=["--threshold", "0"])
+    assert code == 0 and all("segmentation" in a for a in coco["annotations"])

@@ -1,0 +1,176 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torchvision.ops import nms
+
+from lib.anchors import pyramid_anchors, pyramid_grids
+from lib.boxes import area, clip, decode, encode, inside, iou_matrix
+from lib.matching import IGNORED, NEGATIVE, POSITIVE
+from lib.rpn import RPNHead, gather_patches, propose, rpn_loss, rpn_targets, sample_rpn
+
+CONTENT, PADDED = (96, 126), (96, 128)
+GRIDS = pyramid_grids(PADDED)
+
+
+@pytest.fixture
+def anchors(config):
+    return pyramid_anchors(GRIDS, config)
+
+
+def pyramid(images: int = 2, channels: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(images, channels, *grid, generator=generator).requires_grad_() for grid in GRIDS]
+
+
+def lively_head(channels: int = 8) -> RPNHead:
+    torch.manual_seed(0)
+    head = RPNHead(channels, 3)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    head.norm.running_mean.normal_()
+    head.norm.running_var.uniform_(0.5, 2)
+    return head.eval()
+
+
+def test_head_shapes_and_order():
+    """In eval mode, weights zero but for the biases: every cell says the same, slot by slot."""
+    head = RPNHead(8, 3).eval()
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    head.objectness.bias.data = torch.tensor([0.0, 1, 2])
+    head.regressor.bias.data = torch.arange(12.0)
+    logits, deltas = head(pyramid())
+    cells = sum(h * w for h, w in GRIDS)
+    assert_close(logits, torch.tensor([0.0, 1, 2]).repeat(cells).expand(2, -1))
+    assert_close(deltas, torch.arange(12.0).view(3, 4).repeat(cells, 1).expand(2, -1, -1))
+
+
+def test_patches_give_the_dense_prediction_everywhere(anchors):
+    """All anchors of all levels, borders included, and the gradients to the features and the weights."""
+    head, dense_maps, patch_maps = lively_head(), pyramid(), pyramid()
+    dense = head(dense_maps)
+    image, anchor = (v.flatten() for v in torch.meshgrid(torch.arange(2), torch.arange(len(anchors)), indexing="ij"))
+    sparse = head.at_patches(gather_patches(patch_maps, image, anchor, 3), anchor % 3)
+    weights = torch.randn(len(image), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for (logits, deltas), maps in ((dense, dense_maps), (sparse, patch_maps)):
+        head.zero_grad()
+        ((logits.flatten() + deltas.reshape(-1, 4).sum(1)) * weights).sum().backward()
+        gradients.append([v.grad.clone() for v in (*maps, *head.parameters())])
+    assert_close(sparse[0], dense[0].flatten(), atol=1e-4, rtol=1e-4)
+    assert_close(sparse[1], dense[1].flatten(0, 1), atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+
+
+def naive_targets(anchors: torch.Tensor, boxes: torch.Tensor) -> list[int]:
+    """§4.2 in two loops over the anchors inside the image."""
+    iou = iou_matrix(anchors, boxes)
+    valid = [a for a, box in enumerate(anchors.tolist()) if min(box) >= 0 and box[2] <= 126 and box[3] <= 96]
+    labels = [IGNORED] * len(anchors)
+    for a in valid:
+        best = any(iou[a, g] > 0 and iou[a, g] == iou[valid, g].max() for g in range(len(boxes)))
+        if best or (iou[a] > 0.7).any():
+            labels[a] = POSITIVE
+        elif (iou[a] < 0.3).all():
+            labels[a] = NEGATIVE
+    return labels
+
+
+OBJECTS = torch.tensor([[8.0, 8, 40, 40], [50, 20, 120, 90], [0, 0, 126, 96], [100, 70, 126, 96]])
+
+
+@pytest.mark.parametrize("boxes", [OBJECTS, OBJECTS[:1], OBJECTS[2:], OBJECTS[:0]])
+def test_targets_are_the_naive_ones(anchors, config, boxes):
+    labels, matched = rpn_targets(anchors, boxes, CONTENT, config)
+    assert labels.tolist() == naive_targets(anchors, boxes)
+    assert (labels[~inside(anchors, *CONTENT)] == IGNORED).all()
+    positive = labels == POSITIVE
+    assert_close(matched[~positive], anchors[~positive])
+    if len(boxes):
+        assert_close(matched[positive], boxes[iou_matrix(anchors[positive], boxes).argmax(dim=1)])
+        assert positive.any()
+
+
+def test_sampling_is_over_the_whole_batch(anchors, config):
+    """The first image has no objects: all positives come from the second, and still M anchors are drawn."""
+    targets = [{"boxes": OBJECTS[:0]}, {"boxes": OBJECTS}]
+    features = pyramid()
+    samples = sample_rpn(features, anchors, targets, CONTENT, config)
+    count = int((rpn_targets(anchors, OBJECTS, CONTENT, config)[0] == POSITIVE).sum())
+    positive = samples["labels"] == POSITIVE
+    assert 0 < count < 32 and positive.sum() == count and len(positive) == 64
+    assert set(samples["labels"].tolist()) == {POSITIVE, NEGATIVE}
+    assert samples["patches"].shape == (64, 8, 3, 3) and (samples["deltas"][~positive] == 0).all()
+    logits, deltas = lively_head().at_patches(samples["patches"], samples["slots"])
+    sum(rpn_loss(logits, deltas, samples["labels"], samples["deltas"]).values()).backward()
+    assert features[0].grad is not None and torch.isfinite(features[0].grad).all()
+
+
+def test_losses_by_hand():
+    """Three anchors: one positive, off by (0.5, 2, 0, -1); logits 0, 0 and log 3 (probability 3/4)."""
+    logits, labels = torch.tensor([0.0, 0.0, math.log(3)]), torch.tensor([1, 0, 0])
+    deltas = torch.tensor([[0.5, 2, 0, -1], [9, 9, 9, 9], [9, 9, 9, 9]]).float()
+    losses = rpn_loss(logits, deltas, labels, torch.zeros(3, 4))
+    assert_close(losses["rpn_objectness"], torch.tensor((math.log(2) + math.log(2) + math.log(4)) / 3))
+    assert_close(losses["rpn_box"], torch.tensor((0.125 + 1.5 + 0 + 0.5) / 3))  # smooth L1, over all three anchors
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_positives_give_a_differentiable_zero(count):
+    logits, deltas = torch.zeros(count, requires_grad=True), torch.ones(count, 4, requires_grad=True)
+    losses = rpn_loss(logits, deltas, torch.zeros(count, dtype=torch.long), torch.zeros(count, 4))
+    sum(losses.values()).backward()
+    assert losses["rpn_box"] == 0 and (count > 0 or losses["rpn_objectness"] == 0)
+    assert deltas.grad.abs().sum() == 0 and torch.isfinite(logits.grad).all()
+
+
+def test_a_batch_without_anchors_to_sample(anchors, config):
+    """No anchor fits into a content of 2 x 2 pixels: the loss is still a zero that back-propagates, also in training."""
+    features = pyramid()
+    samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), config)
+    head = lively_head().train()
+    losses = rpn_loss(*head.at_patches(samples["patches"], samples["slots"]), samples["labels"], samples["deltas"])
+    sum(losses.values()).backward()
+    assert [v.item() for v in losses.values()] == [0, 0] and torch.isfinite(head.norm.running_mean).all()
+    assert all((p.grad == 0).all() for p in head.parameters())
+
+
+def naive_nms(boxes: torch.Tensor, scores: torch.Tensor, iou: float) -> list[int]:
+    overlap, kept = iou_matrix(boxes, boxes), []
+    for i in scores.argsort(descending=True).tolist():
+        if all(overlap[i, j] <= iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_step_by_step(anchors, config, training):
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, len(anchors), generator=generator)
+    deltas = torch.randn(2, len(anchors), 4, generator=generator) * 0.3
+    k, n = 300, 40
+    limits = {f"rpn_{a}_nms_{b}": v for a, v in (("pre", k), ("post", n)) for b in ("train", "test")}
+    proposals = propose(logits, deltas, anchors, CONTENT, config.replace(**limits), training)
+    for image, found in enumerate(proposals):
+        boxes, scores = decode(deltas[image], anchors), logits[image]
+        if training:
+            keep = inside(boxes, *CONTENT)
+            boxes, scores = boxes[keep], scores[keep]
+        top = scores.argsort(descending=True)[:k]
+        boxes, scores = clip(boxes[top], *CONTENT), scores[top]
+        boxes, scores = boxes[area(boxes) > 1], scores[area(boxes) > 1]
+        kept = naive_nms(boxes, scores, config.rpn_nms_iou)
+        assert kept == nms(boxes, scores, config.rpn_nms_iou).tolist() and len(kept) > n
+        assert_close(found["boxes"], boxes[kept[:n]])
+        assert_close(found["scores"], scores[kept[:n]].sigmoid())
+
+
+def test_few_or_no_proposals(anchors, config):
+    """All boxes far outside: in training none is left, in testing none has an area."""
+    deltas = encode(torch.tensor([[500.0, 500, 510, 510]]).expand(len(anchors), 4), anchors)[None]
+    for training in (True, False):
+        found = propose(torch.zeros(1, len(anchors)), deltas, anchors, CONTENT, config, training)
+        assert found[0]["boxes"].shape == (0, 4) and found[0]["scores"].shape == (0,)
