@@ -139,7 +139,8 @@ def _browser(count: int, controls: dict[str, widgets.Widget], figure: Callable[.
         raise ValueError("this data set has no images: choose another split, or write the data again")
     index = widgets.IntSlider(max=count - 1, description="image", continuous_update=False)
     steps = [widgets.Button(description=text, layout={"width": "40px"}) for text in "◀▶"]
-    picture, status = widgets.Image(format="png", layout={"max_width": "100%"}), widgets.HTML()
+    picture = widgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+    status = widgets.HTML()
 
     def redraw(_=None) -> None:
         status.value = "drawing …"

@@ -28,12 +28,11 @@ def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -
     """Write what the stage trained, with config and scores as metadata; the file appears whole or not at all."""
     prefixes = _PARTS[stage] + (("backbone.",) if stage == "rpn" and model.config.rpn_trains != "none" else ())
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(prefixes)}
-    before = previous_stage(stage)
     metadata = {
         "stage": stage,
         "config": model.config.to_json(),
         "scores": json.dumps(scores),
-        "built_on": fingerprint(stage_path(weights, before)) if before else "",
+        "built_on": built_on(weights, stage),
     }
     path = stage_path(weights, stage)
     partial = path.with_suffix(".partial")
@@ -96,15 +95,15 @@ def last_trained(weights: str | Path) -> str:
 def check_chain(weights: str | Path, last: str) -> None:
     """Every stage up to `last` is there and was trained on top of the one before it."""
     for stage in STAGES[: STAGES.index(last) + 1]:
-        path, before = stage_path(weights, stage), previous_stage(stage)
+        path = stage_path(weights, stage)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path.name} is missing: it is looked for in {path.parent.resolve()}; train it with "
                 f"`python -m lib.train {stage} --weights {weights}`"
             )
-        if before and read_metadata(path)["built_on"] != fingerprint(stage_path(weights, before)):
+        if read_metadata(path)["built_on"] != built_on(weights, stage):
             raise ValueError(
-                f"{path} was trained on top of another {before}.safetensors: train {stage} again with "
+                f"{path} was trained on top of another {previous_stage(stage)}.safetensors: train {stage} again with "
                 f"`python -m lib.train {stage} --weights {weights} --restart`"
             )
 
@@ -125,6 +124,12 @@ def stage_fields(config: Config, stage: str) -> dict:
     """
     others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr")}
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
+
+
+def built_on(weights: str | Path, stage: str) -> str:
+    """The fingerprint of the stage before, as its file is now; empty for the first stage."""
+    before = previous_stage(stage)
+    return fingerprint(stage_path(weights, before)) if before else ""
 
 
 def previous_stage(stage: str) -> str | None:

@@ -9,7 +9,7 @@ something in front of them. `lib.synthetic_shapes` has the figures; here they ar
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,18 +24,14 @@ from lib.runtime import command_errors
 from lib.synthetic_shapes import FIGURES, Part, pick
 
 Rng = np.random.Generator
-SIZE = (IMAGE_WIDTH, IMAGE_HEIGHT)
-FRAME_AREA = IMAGE_WIDTH * IMAGE_HEIGHT
+SIZE, FRAME_AREA = (IMAGE_WIDTH, IMAGE_HEIGHT), IMAGE_WIDTH * IMAGE_HEIGHT
 
 # The course's own set: class shares, the share of images with two objects, and by label the percentiles of the boxes'
 # areas (as shares of the image) and aspect ratios (width / height).
 CLASS_SHARES = np.array([990, 882, 1971]) / 3843
 TWO_OBJECTS = 578 / 3265
 PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-AREAS, ASPECTS = (
-    {label: [float(share) for share in row.split()[1:]] for label, row in enumerate(FIGURES[table], start=1)}
-    for table in ("areas", "aspects")
-)
+AREAS, ASPECTS = ([(), *(np.array(row.split()[1:], float) for row in FIGURES[name])] for name in ("areas", "aspects"))
 OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
 
 MIN_VISIBLE = 0.42  # the share of an object's pixels that the border and what stands in front must leave
@@ -56,9 +52,9 @@ class Sprite(NamedTuple):
         return self.y + self.pixels.height
 
 
-def posed(figure, rng: Rng) -> tuple[list[Part], np.ndarray]:
+def posed(figure: str | Callable, rng: Rng) -> tuple[list[Part], np.ndarray]:
     """A figure's parts, mirrored or not, bent and turned a little, y down, from (0, 0) on; their (w, h)."""
-    parts = shapes.drawn(figure, rng)
+    parts = figure(rng) if callable(figure) else shapes.drawn(figure, rng)
     points = np.concatenate([part.points for part in parts]) * (pick(rng, (-1, 1)), 1)
     waves = rng.uniform(0, 2 * np.pi, 2) + 2 * np.pi * points / np.ptp(points, axis=0)
     points = points + 0.03 * np.ptp(points, axis=0) * np.sin(waves)  # too little to fold anything over
@@ -90,10 +86,9 @@ def colour(role: str, rng: Rng) -> np.ndarray:
 def _shaded(sprite: Image.Image, rng: Rng) -> Image.Image:
     """The sprite lit from above and from one side, with a texture."""
     light = np.array([[1.0, 1.0], [0.75, 0.75]]) + rng.uniform(0, 0.3) * np.array(pick(rng, ([0, 1], [1, 0])))
-    texture = rng.uniform(0.03, 0.12) * noise(sprite.size, rng.uniform(3, 12), rng)
+    gain = _resized(light, sprite.size) + rng.uniform(0.03, 0.12) * noise(sprite.size, rng.uniform(3, 12), rng)
     pixels = np.array(sprite)
-    gain = (_resized(light, sprite.size) + texture)[..., None]
-    pixels[..., :3] = np.clip(pixels[..., :3] * gain, 0, 255)
+    pixels[..., :3] = np.clip(pixels[..., :3] * gain[..., None], 0, 255)
     return Image.fromarray(pixels)
 
 
@@ -126,8 +121,8 @@ def _surface(role: str, height: int, rng: Rng) -> np.ndarray:
     if role in ("wall", "stone", "wood") and rng.random() < 0.6:  # the joints of bricks, tiles or boards
         w, h = rng.uniform(25, 90), rng.uniform(12, 45)
         x, y = np.arange(IMAGE_WIDTH)[None], np.arange(height)[:, None]
-        joint = ((x + (y // h % 2) * w / 2) % w < 2) | (y % h < 2)
-        gain *= np.where(joint, rng.uniform(0.7, 0.9), 1).astype(np.float32)
+        joints = ((x + (y // h % 2) * w / 2) % w < 2) | (y % h < 2)
+        gain *= np.where(joints, rng.uniform(0.7, 0.9), 1).astype(np.float32)
     base = colour(role, rng)
     muted = base + rng.uniform(0.1, 0.6) * (base.mean() - base)
     return np.clip(muted.astype(np.float32) * gain[..., None], 0, 255).astype(np.uint8)
@@ -177,15 +172,12 @@ def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Spri
 
 
 def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One scene: image (3, H, W) uint8, labels (G,) int64, boxes (G, 4) float32, masks (G, H, W) uint8.
-
-    The masks are the visible pixels, the boxes fit them tightly (xyxy, pixel i covering [i, i + 1)).
-    """
+    """One scene: image (3, H, W) uint8, labels (G,), tight boxes (G, 4), masks (G, H, W) of the visible pixels."""
     labels, objects, front, masks = _foreground(rng)
     horizon = min(rng.uniform(-0.1, 0.75) * IMAGE_HEIGHT, *(sprite.foot - 10 for sprite in objects))
     canvas = background(rng, horizon)
     clouds = [place_behind(["cloud"], rng, 0, horizon) for _ in range(rng.integers(0, 3) if horizon > 60 else 0)]
-    ground = (max(horizon, 40), 1.2 * IMAGE_HEIGHT)
+    ground = max(horizon, 40), 1.2 * IMAGE_HEIGHT
     behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 5))]
     for n, sprite in enumerate((*clouds, *sorted(behind, key=lambda sprite: sprite.foot), *objects, *front)):
         w, h = sprite.pixels.width, max(4, sprite.pixels.height // 7)
@@ -232,15 +224,11 @@ def _can_be_seen(mask: np.ndarray, sprite: Sprite) -> bool:
 
 
 def write_scenes(out: str | Path, images: int, seed: int) -> None:
-    """Write `images` scenes to the folder `out` as the four course files; image i depends on `seed` and i alone.
-
-    Raises ValueError when `out` holds one of the files already; it is then left as it is.
-    """
+    """Write scenes as the course files of `out`; image i depends on `seed` and i alone. ValueError where some exist."""
     if images < 1 or seed < 0:
         raise ValueError(f"{images} images of seed {seed}: ask for 1 image or more and a seed of 0 or more")
-    for name in FILES.values():
-        if (path := Path(out) / name).exists():
-            raise ValueError(f"{path} exists already: choose another folder, or move its four files away")
+    if taken := [path for name in FILES.values() if (path := Path(out) / name).exists()]:
+        raise ValueError(f"{taken[0]} exists already: choose another folder, or move its four files away")
     with CourseWriter(out) as writer:
         for i in tqdm(range(images), f"scenes of seed {seed}"):
             writer.add(*scene(np.random.default_rng([seed, i])))

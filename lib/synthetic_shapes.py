@@ -1,13 +1,12 @@
 """The figures of the synthetic scenes: polygons with a colour role, in a frame of their own.
 
 Most are drawn from the lines of `synthetic_figures.txt`, which says how they are written. People and quadrupeds have
-joints, so they are functions. A frame has x to the right and y UP, in about metres, and is fitted to a box by whoever
-draws it.
+joints, so they are functions. A frame has x to the right and y UP, in about metres; whoever draws it fits it to a box.
 
     k  corners of a polygon; angles are degrees
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,22 +83,11 @@ def _read_figures() -> dict[str, list[str]]:
             parts += [part.replace(*roles.split(" as ")) if roles else part for part in figures[name]]
         elif first == "wheels":
             r, *xs = map(float, rest.split())
-            rings = (("tyre", 1), ("hub", 0.6), ("tyre", 0.2))
-            parts += [f"{role} oval {x} {r} {share * r}" for x in xs for role, share in rings]
+            rings = (("tyre", r), ("hub", 0.6 * r), ("tyre", 0.2 * r))
+            parts += [f"{role} oval {x} {r} {radius}" for x in xs for role, radius in rings]
         elif first not in ("", "#"):
             parts.append(line)
     return figures
-
-
-FIGURES = _read_figures()
-PALETTE: dict[str, list[str]] = {}  # the colours that a role may take
-for _role, *_colours in map(str.split, FIGURES["palette"]):
-    PALETTE[_role] = [colour for word in _colours for colour in PALETTE.get(word, [word])]
-
-
-def named(kind: str) -> list[str]:
-    """The names of the figures of a kind, in the file's order."""
-    return [name for name in FIGURES if name.startswith(f"{kind}: ")]
 
 
 SHAPES = {
@@ -109,6 +97,15 @@ SHAPES = {
     "blob": lambda v: [blob(v.reshape(-1, 2))],
     "limb": lambda v: [part.points for part in limb("", v[2:].reshape(-1, 2), *v[:2])],
 }
+FIGURES = _read_figures()
+PALETTE: dict[str, list[str]] = {}  # the colours that a role may take
+for _role, *_colours in map(str.split, FIGURES["palette"]):
+    PALETTE[_role] = [colour for word in _colours for colour in PALETTE.get(word, [word])]
+
+
+def named(kind: str) -> list[str]:
+    """The names of the figures of a kind, in the file's order."""
+    return [name for name in FIGURES if name.startswith(f"{kind}: ")]
 
 
 @cache
@@ -123,10 +120,8 @@ def _polygons(figure: str) -> list[tuple[Part, bool]]:
     return parts
 
 
-def drawn(figure: str | Callable[[Rng], list[Part]], rng: Rng, scale=(1.0, 1.0), shift=(0.0, 0.0)) -> list[Part]:
-    """The parts of a figure, a name or a function, in the order in which they are drawn; scaled, then shifted."""
-    if callable(figure):
-        return figure(rng)
+def drawn(figure: str, rng: Rng, scale=(1.0, 1.0), shift=(0.0, 0.0)) -> list[Part]:
+    """The parts of a figure of the file, in the order in which they are drawn; scaled, then shifted."""
     kept = [part for part, optional in _polygons(figure) if not optional or rng.random() < 0.5]
     return [part._replace(points=part.points * scale + shift) for part in kept]
 
@@ -166,8 +161,8 @@ def quadruped(rng: Rng) -> list[Part]:
     lift = -rng.uniform(35, 55) if grazing else s.lift + rng.uniform(-12, 12)
     neck = chain(chest + (0.02, 0.35 * s.chest), (s.neck + 0.1, 90 + lift))
     mane = [joint + 0.7 * s.head * direction(lift + 90) for joint in neck]
-    bones = (0.5 * s.tail, s.tail_angle), (0.5 * s.tail, 0.8 * s.tail_angle)
-    tail = chain(hip + (-0.85 * s.rump, 0.4 * s.rump), *bones)
+    half, root = 0.5 * s.tail, hip + (-0.85 * s.rump, 0.4 * s.rump)
+    tail = chain(root, (half, s.tail_angle), (half, 0.8 * s.tail_angle))
     return [
         *limb("fur", tail, s.tail_radius, 0.8 * s.tail_radius, 0.8),
         *_legs(rng, s, hip, chest, leg, lying, 0.1, 0.68),
@@ -222,8 +217,7 @@ def _profile(rng: Rng, s, centre: np.ndarray, grazing: bool) -> list[Part]:
 def sitting(rng: Rng) -> list[Part]:
     """A cat, a dog or a bear from the front: its head over its chest, or over all of it sitting."""
     k = int(rng.integers(2))
-    body = drawn(named("front body")[k], rng)
-    return body + drawn(pick(rng, named("front head")), rng, shift=(0.0, (1.0, 1.5)[k]))
+    return drawn(named("front body")[k], rng) + drawn(pick(rng, named("front head")), rng, shift=(0.0, (1.0, 1.5)[k]))
 
 
 def bird(rng: Rng) -> list[Part]:

@@ -23,7 +23,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.checkpoint import check_chain, is_current, load_parts, previous_stage, save_stage, stage_fields, stage_path
+from lib.checkpoint import (
+    built_on,
+    check_chain,
+    is_current,
+    load_parts,
+    previous_stage,
+    save_stage,
+    stage_fields,
+    stage_path,
+)
 from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
@@ -54,7 +63,7 @@ def train_stage(
         print(f"{name}: already trained, {stage_path(weights, name)} is kept")
         return read_history(weights, name)
     run = _Run(name, config, Path(data), weights, Path(val_data or data), restart)
-    history = run.resume(restart)
+    history = run.resume()
     while len(history) < run.epochs:
         history.append(run.epoch(len(history)))
         run.checkpoint(history)
@@ -73,16 +82,21 @@ class _Run:
         seed_everything(config.seed)
         train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
         self.val_data = CourseDataset(val_data, "val", config)
-        if len(train) < self.batch_size:
+        step_size = self.batch_size * self.accelerator.num_processes
+        if len(train) < step_size:
             raise ValueError(
-                f"{data} has {len(train)} training images, fewer than one batch of {self.batch_size}: add images"
+                f"{data} has {len(train)} training images, fewer than one step's {step_size}: "
+                f"add images or set {name}_batch_size"
             )
         model = starting_model(name, config, weights)
-        if name == "rpn" and config.trunk_epochs and (restart or not self._resume_record.is_file()):
+        self.unfinished = None if restart else self._unfinished()
+        if name == "rpn" and config.trunk_epochs and config.backbone_weights == "none" and self.unfinished is None:
             pretrain_trunk(model.backbone.body, train, config, self.accelerator.device)
         stage = STAGE_CLASSES[name](model)
         learning = [p for p in stage.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay, fused=True
+        )
         self.stage, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
             stage,
             optimizer,
@@ -158,25 +172,35 @@ class _Run:
             write_history(self.weights, self.name, history)
         partial = self._resume_folder.with_suffix(".partial")
         self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()  # every process has written its part
         if self.accelerator.is_main_process:
-            (partial / "stage.json").write_text(json.dumps({"config": self.config.to_json(), "history": history}))
+            record = {"config": self.config.to_json(), "built_on": built_on(self.weights, self.name)}
+            (partial / "stage.json").write_text(json.dumps({**record, "history": history}))
             shutil.rmtree(self._resume_folder, ignore_errors=True)
             partial.rename(self._resume_folder)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, restart: bool) -> list[dict]:
-        """The history of the epochs already done, their state loaded; empty at a fresh start."""
-        if restart or not self._resume_record.is_file():
-            return []
+    def _unfinished(self) -> dict | None:
+        """The record of a stopped training, if this one can go on from it: same config, same earlier stages."""
+        if not self._resume_record.is_file():
+            return None
         stored = json.loads(self._resume_record.read_text())
-        if stage_fields(Config.from_json(stored["config"]), self.name) != stage_fields(self.config, self.name):
-            self.accelerator.print(
-                f"{self.name}: the unfinished training in {self._resume_folder} had another config; starting afresh"
-            )
+        same = stage_fields(Config.from_json(stored["config"]), self.name) == stage_fields(self.config, self.name)
+        if same and stored["built_on"] == built_on(self.weights, self.name):
+            return stored
+        self.accelerator.print(
+            f"{self.name}: the unfinished training in {self._resume_folder} had another config or earlier stages; "
+            "starting afresh"
+        )
+        return None
+
+    def resume(self) -> list[dict]:
+        """The history of the epochs already done, their state loaded; empty at a fresh start."""
+        if self.unfinished is None:
             return []
         self.accelerator.load_state(str(self._resume_folder))
-        self.accelerator.print(f"{self.name}: going on after epoch {len(stored['history'])}")
-        return stored["history"]
+        self.accelerator.print(f"{self.name}: going on after epoch {len(self.unfinished['history'])}")
+        return self.unfinished["history"]
 
     def finish(self) -> None:
         """Score the model on the val split and write the stage's file."""

@@ -707,38 +707,56 @@ plt.show()
 # each level, P2 … P6. So the question is how the objects' scales lie between the anchors' scales.
 
 # %%
+profiles = {"demo": load_config("demo"), "course": course} | {config.profile: config}
 s_x, s_y = config.image_width / IMAGE_WIDTH, config.image_height / IMAGE_HEIGHT
-scale = (width * s_x * height * s_y).sqrt()
-fig, ax = plt.subplots(figsize=(10, 4.2), layout="constrained")
-bins = np.geomspace(min(8, scale.min()), config.image_width, 30)
-ax.hist(
-    [scale[labels == n] for n in (1, 2, 3)], bins, stacked=True, color=draw.CLASS_COLOURS[1:], label=CLASS_NAMES[1:]
-)
-for level, anchor_scale in zip(LEVELS, config.anchor_scales, strict=True):
-    ax.axvline(anchor_scale, color="black", linewidth=1)
-    ax.annotate(level, (anchor_scale, 1.01), xycoords=("data", "axes fraction"), ha="center", annotation_clip=False)
-ax.set(
-    xscale="log",
-    xlabel="scale of the object in the network's frame (pixels); lines: scale of each level's anchors",
-    ylabel="objects",
-)
-ticks = [n for n in (10, 20, 50, 100, 200, 500, 1000) if n <= config.image_width]
-ax.set_xticks(ticks, labels=ticks)
-ax.legend(frameon=False, loc="upper left")
+
+
+def object_scales(config):
+    """The scale of every object in this profile's frame."""
+    return (width * config.image_width / IMAGE_WIDTH * height * config.image_height / IMAGE_HEIGHT).sqrt()
+
+
+# %% [markdown]
+# The objects' scales, one panel for each profile. The lines are the scales of the anchors.
+
+# %%
+fig, axes = plt.subplots(1, len(profiles), figsize=(11, 3.8), layout="constrained", sharey=True)
+for ax, (name, sizes) in zip(axes, profiles.items(), strict=True):
+    scale = object_scales(sizes)
+    bins = np.geomspace(0.8 * min(*sizes.anchor_scales, scale.min()), 1.1 * sizes.image_width, 32)
+    ax.hist(
+        [scale[labels == n] for n in (1, 2, 3)], bins, stacked=True, color=draw.CLASS_COLOURS[1:], label=CLASS_NAMES[1:]
+    )
+    for level, anchor_scale in zip(LEVELS, sizes.anchor_scales, strict=True):
+        ax.axvline(anchor_scale, color="black", linewidth=1)
+        ax.annotate(level, (anchor_scale, 1.01), xycoords=("data", "axes fraction"), ha="center", annotation_clip=False)
+    ax.set(
+        xscale="log",
+        xlabel=f"scale of the object in pixels, {name} profile ({sizes.image_height} x {sizes.image_width})",
+    )
+    ax.set_xticks(sizes.anchor_scales, labels=[f"{v:.0f}" for v in sizes.anchor_scales])
+    ax.set_xticks([], minor=True)
+axes[0].set_ylabel("objects")
+axes[0].legend(loc="upper left", framealpha=1)
 runtime.save_figure(fig, "01_scales")
 plt.show()
 
 # %% [markdown]
-# Most objects lie at the two or three largest scales, and hardly any near the smallest, although P2 alone has three quarters of all
-# anchors. We count to which level's anchors each object is nearest (on the logarithmic axis of the figure).
+# In the course profile most objects lie at the two or three largest scales and hardly any near P2's, although P2 alone has three quarters of all
+# anchors. The demo profile's five scales were chosen to lie where its objects are.
+#
+# We count to which level's anchors each object is nearest (on the logarithmic axis of the figure).
 
 # %%
-distance = (scale.log()[:, None] - torch.tensor(config.anchor_scales).log()).abs()
-nearest = distance.argmin(1).bincount(minlength=len(LEVELS))
-cells = torch.tensor([rows * columns for rows, columns in pyramid_grids(config.padded_size)])
-for level, objects, anchors in zip(LEVELS, nearest / nearest.sum(), cells / cells.sum(), strict=True):
-    print(f"{level}: {objects:6.1%} of the objects, {anchors:6.1%} of the anchors")
-assert nearest.sum() == len(scale)
+rows = []
+for name, sizes in profiles.items():
+    distance = (object_scales(sizes).log()[:, None] - torch.tensor(sizes.anchor_scales).log()).abs()
+    nearest = distance.argmin(1).bincount(minlength=len(LEVELS)) / len(labels)
+    cells = torch.tensor([sy * sx for sy, sx in pyramid_grids(sizes.padded_size)])
+    for what, values in (("objects", nearest), ("anchors", cells / cells.sum())):
+        rows.append({"profile": name, "share of": what} | dict(zip(LEVELS, values.tolist(), strict=True)))
+        assert abs(values.sum() - 1) < 1e-5
+display(report.markdown(rows))
 
 # %% [markdown]
 # ### How well can an anchor fit at best?
@@ -763,7 +781,7 @@ assert shape_overlap(four / 2, four / 2, four, four) == 0.25
 assert shape_overlap(four, four / 2, four, four) == 0.5
 
 # %% [markdown]
-# The best of the 15 shapes (five scales, three ratios) for each object is a bound: a real anchor sits on a grid, and is never exactly
+# The best of this profile's 15 shapes (five scales, three ratios) for each object is a bound: a real anchor sits on a grid, and is never exactly
 # centred.
 
 # %%
@@ -786,13 +804,13 @@ for n in (1, 2, 3):
 # | what we measured | what to expect |
 # |---|---|
 # | one or two objects an image | few positive anchors: the RPN's minibatch is mostly background (02, 03); a miss costs much recall |
-# | objects are large (median about a fifth of the image) | P2, with most anchors, has almost no objects; P4 … P6 carry the learning |
+# | objects are large (median about a fifth of the image) | at the assignment's scales P2, with most anchors, has almost no objects; P4 … P6 carry the learning |
 # | areas span a factor of twenty | one scale would not do: the pyramid is needed |
 # | half animals, a quarter vehicles, a quarter people | averages over images favour animals: we report AP for each class (06) |
 # | boxes that reach the border | anchors across the border are removed: such objects lose their best anchors (02) |
 # | people are narrow, the ratios are 1:2, 1:1, 2:1 | the narrowest people fit no anchor well |
 #
-# The last line but one can be counted here:
+# The last line but one can be counted here. In the course's own set it is 22 % of the boxes.
 
 # %%
 margin = 2  # pixels of the file's frame

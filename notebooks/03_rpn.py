@@ -147,7 +147,9 @@ draw.image(ax, scenes[0])
 draw.boxes(ax, stride * window.float(), "ignored", linewidth=0.8)
 draw.boxes(ax, cell_anchors, "negative", linewidth=1.8)
 draw.boxes(ax, scaled[0]["boxes"][:1], "truth")
-named_legend(ax, {"truth": "an object", "negative": "the cell's three anchors", "ignored": "the 3 × 3 cells the head sees"})
+named_legend(
+    ax, {"truth": "an object", "negative": "the cell's three anchors", "ignored": "the 3 × 3 cells the head sees"}
+)
 _ = ax.set_title("one cell of P4: what the head sees, and the boxes it speaks about")
 
 # %% [markdown]
@@ -202,7 +204,14 @@ torch.testing.assert_close(boxes.decode(by_hand, reference), torch.tensor(three)
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.4))
 for ax, box, t in zip(axes, three, by_hand.tolist(), strict=True):
-    ax.set(xlim=(-4, 44), ylim=(28, 7), aspect="equal", xticks=[], yticks=[], title="t = (" + ", ".join(f"{v + 0:.2g}" for v in t) + ")")
+    ax.set(
+        xlim=(-4, 44),
+        ylim=(28, 7),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+        title="t = (" + ", ".join(f"{v + 0:.2g}" for v in t) + ")",
+    )
     draw.boxes(ax, torch.tensor([anchor]), "negative", dotted=True, linewidth=2)
     draw.boxes(ax, torch.tensor([box]), "predicted")
 named_legend(axes[1], {"negative": "anchor", "predicted": "box"})
@@ -403,7 +412,9 @@ show(rpn.rpn_targets)
 # Counted, for the images of our batch:
 
 # %%
-counts = torch.stack([torch.stack([(labels == v).sum() for v in (POSITIVE, NEGATIVE, IGNORED)]) for labels in labels_of])
+counts = torch.stack(
+    [torch.stack([(labels == v).sum() for v in (POSITIVE, NEGATIVE, IGNORED)]) for labels in labels_of]
+)
 report.markdown(
     [
         {"image": i, "objects": len(t["labels"]), "positive": int(p), "negative": int(n), "ignored": int(g)}
@@ -553,6 +564,7 @@ report.markdown(rows)
 # by 1, the third the first moved by 3. **Predict** which ones stay at a threshold of 0.7: the IoUs with the first are $9/11 = 0.82$ and
 # $7/13 = 0.54$.
 
+
 # %%
 def naive_nms(candidates, scores, threshold):
     """Indices of the boxes that stay, best first."""
@@ -600,6 +612,7 @@ print(f"NMS at IoU {config.rpn_nms_iou} keeps {len(kept)} of 300 boxes")
 # `lib.rpn.propose` decodes only what can survive; the naive version below decodes everything, in the order of the assignment. They
 # must give the same boxes. The table counts what each step leaves of the first image's anchors.
 
+
 # %%
 def naive_propose(logits, deltas, training):
     """§4.6, step by step, for one image: boxes, scores and the count after each step."""
@@ -642,7 +655,9 @@ for i, line in enumerate(axes):
     best = torch.stack([(logits[i] + 1e3 * (o > 0.5)).argmax() for o in boxes.iou_matrix(scaled[i]["boxes"], decoded)])
     top = logits[i].topk(30).indices
     kept = top[nms(decoded[top], logits[i, top], config.rpn_nms_iou)]
-    for ax, before, after in zip(line, (anchors[best], decoded[top], []), (decoded[best], [], decoded[kept]), strict=True):
+    for ax, before, after in zip(
+        line, (anchors[best], decoded[top], []), (decoded[best], [], decoded[kept]), strict=True
+    ):
         draw.image(ax, scenes[i])
         draw.boxes(ax, scaled[i]["boxes"], "truth", linewidth=2)
         draw.boxes(ax, before, "predicted", dotted=True, linewidth=1.6)
@@ -713,6 +728,7 @@ print(f"{len(objects)} images, {sum(len(t['boxes']) for t in objects)} objects")
 # %% [markdown]
 # Recall at $N$ is then the share of objects whose first hit has a rank below $N$.
 
+
 # %%
 def recall(K, n, threshold=0.5, training=False):
     """The share of objects found by the first n of the proposals that NMS leaves of the K best."""
@@ -732,7 +748,9 @@ for ax, threshold in zip(axes, THRESHOLDS, strict=False):
     for K, shade in zip(KS, shades, strict=True):
         ax.plot(ns, [recall(K, n, threshold) for n in ns], color=shade, label=f"K = {K}")
     ax.axvline(config.rpn_post_nms_test, color="grey", linestyle=":", linewidth=1)
-    ax.set(xscale="log", ylim=(0, 1.02), xlabel="proposals N", ylabel="recall", title=f"objects found at IoU ≥ {threshold}")
+    ax.set(
+        xscale="log", ylim=(0, 1.02), xlabel="proposals N", ylabel="recall", title=f"objects found at IoU ≥ {threshold}"
+    )
     ax.xaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
 axes[0].legend(loc="lower right")
@@ -831,7 +849,9 @@ report.markdown(rows)
 # anchors that would fit it best cross the border, and those are never positive), or its shape is far from 1:2, 1:1 and 2:1.
 
 # %%
-best_iou = torch.cat([boxes.iou_matrix(t["boxes"], F.pad(f, (0, 0, 0, 1))).amax(1) for t, f in zip(objects, found, strict=True)])
+best_iou = torch.cat(
+    [boxes.iou_matrix(t["boxes"], F.pad(f, (0, 0, 0, 1))).amax(1) for t, f in zip(objects, found, strict=True)]
+)
 owner = torch.cat([torch.full((len(t["boxes"]),), i) for i, t in enumerate(objects)])
 worst = best_iou.argsort()[:8].tolist()
 fig, axes = plt.subplots(2, 4, figsize=(14, 6.2))
@@ -861,7 +881,9 @@ if missed.any():
         f"Of these, {int((missed & (size < low)).sum())} are in the smallest third and {int((missed & border).sum())} touch "
         f"the border (of all objects, {border.float().mean():.0%} do)."
     )
-parts.append(f"The mean IoU of an object with its best proposal is {best_iou.mean():.2f}: the box head starts from there.")
+parts.append(
+    f"The mean IoU of an object with its best proposal is {best_iou.mean():.2f}: the box head starts from there."
+)
 Markdown(" ".join(parts))
 
 # %% [markdown]

@@ -128,6 +128,7 @@ def named_legend(ax, names):
 # \begin{bmatrix} f(x_1, y_1) & f(x_1, y_2) \\ f(x_2, y_1) & f(x_2, y_2) \end{bmatrix}
 # \begin{bmatrix} y_2 - y \\ y - y_1 \end{bmatrix}$$
 
+
 # %%
 def naive_bilinear(values, x, y):
     """Value at (x, y) of four pixels one apart: values = [[f(x1,y1), f(x1,y2)], [f(x2,y1), f(x2,y2)]], x and y from (x1, y1)."""
@@ -242,7 +243,10 @@ torch.testing.assert_close(shifted, by_hand - 3.7)
 # %%
 fig, (ax, second) = plt.subplots(1, 2, figsize=(10, 4.8))
 roi, colour = (0.4, 0.5, 3.4, 3.3), draw.COLOURS["truth"]
-for axis, title in ((ax, "the box, its 2 × 2 cells, 4 points in each"), (second, "one point, its four pixels, their weights")):
+for axis, title in (
+    (ax, "the box, its 2 × 2 cells, 4 points in each"),
+    (second, "one point, its four pixels, their weights"),
+):
     draw.heatmap(axis, slope, alpha=0.35, vmax=33)
     axis.set(xticks=range(5), yticks=range(5), title=title)
     axis.grid(color="white", linewidth=1.5)
@@ -357,6 +361,7 @@ print(f"{len(rois)} boxes on 4 levels: values and gradients as torchvision's")
 #
 # **Predict** the column $k$ before you look: 224 → 4; 223.9 → 3, because $\lfloor\cdot\rfloor$ rounds down; 448 → 5; 40 → 1, limited to 2.
 
+
 # %%
 def naive_level(width, height):
     return min(5, max(2, math.floor(4 + math.log2(math.sqrt(width * height) / 224))))
@@ -368,7 +373,10 @@ assert [naive_level(*s) for s in sizes] == expected
 level_boxes = torch.tensor([(10.0, 20.0, 10 + w, 20 + h) for w, h in sizes])
 assert roi_align.pyramid_level(level_boxes).tolist() == expected
 report.markdown(
-    [{"w × h": f"{w:g} × {h:g}", "√(w h)": f"{math.sqrt(w * h):.1f}", "level": f"P{k}"} for (w, h), k in zip(sizes, expected, strict=True)]
+    [
+        {"w × h": f"{w:g} × {h:g}", "√(w h)": f"{math.sqrt(w * h):.1f}", "level": f"P{k}"}
+        for (w, h), k in zip(sizes, expected, strict=True)
+    ]
 )
 
 # %% [markdown]
@@ -412,8 +420,12 @@ def mean_cells(k):
 
 report.markdown(
     [
-        {"level": LEVELS[k - 2], "stride": STRIDES[k - 2], "proposals": int((levels == k).sum()),
-         "mean size in cells": mean_cells(k)}
+        {
+            "level": LEVELS[k - 2],
+            "stride": STRIDES[k - 2],
+            "proposals": int((levels == k).sum()),
+            "mean size in cells": mean_cells(k),
+        }
         for k in range(2, 6)
     ]
 )
@@ -506,7 +518,12 @@ t_star = boxes.encode(matched_boxes, three)
 torch.testing.assert_close(t_star[1], torch.tensor([0.0, 0.5, 0.0, math.log(2)]))
 h_a = 8.0  # the height of some anchor that this proposal may have come from
 slip = torch.tensor([[0.0, 2.5 / h_a, 0.0, math.log(2)]])
-print("decoded with h_p:", boxes.decode(t_star[1:2], three[1:2])[0].tolist(), " the slip:", boxes.decode(slip, three[1:2])[0].tolist())
+print(
+    "decoded with h_p:",
+    boxes.decode(t_star[1:2], three[1:2])[0].tolist(),
+    " the slip:",
+    boxes.decode(slip, three[1:2])[0].tolist(),
+)
 
 # %% [markdown]
 # With $h_a$ in the target, decoding (which knows only the proposal) misses the object by almost a pixel in this toy.
@@ -528,11 +545,20 @@ with torch.no_grad():
     for_training = model.propose(features, content, training=True)
 torch.manual_seed(0)
 chosen = boxhead.sample_proposals(for_training, scaled, config)
-all_labels = torch.cat([boxhead.box_targets(p["boxes"], t["boxes"], t["labels"], config)[0] for p, t in zip(for_training, scaled, strict=True)])
+all_labels = torch.cat(
+    [
+        boxhead.box_targets(p["boxes"], t["boxes"], t["labels"], config)[0]
+        for p, t in zip(for_training, scaled, strict=True)
+    ]
+)
 rows = []
 for name, values in (("all proposals", all_labels), ("minibatch", chosen["labels"])):
     counts = values.bincount(minlength=4).tolist()
-    rows.append({"": name} | dict(zip(CLASS_NAMES, counts, strict=True)) | {"objects": f"{1 - counts[0] / max(1, sum(counts)):.0%}"})
+    rows.append(
+        {"": name}
+        | dict(zip(CLASS_NAMES, counts, strict=True))
+        | {"objects": f"{1 - counts[0] / max(1, sum(counts)):.0%}"}
+    )
 report.markdown(rows)
 
 # %% [markdown]
@@ -662,8 +688,14 @@ report.markdown(rows)
 
 # %%
 ratio = rows[-1]["class / regression, unweighted"]
-verdict = "of the same order: both losses are heard" if 0.2 < weight / ratio < 5 else "far from that: one of the two is hardly heard yet"
-Markdown(f"After the last epoch, equal magnitudes would need a weight of **{ratio:.1f}**; the config has {weight:g}, {verdict}.")
+verdict = (
+    "of the same order: both losses are heard"
+    if 0.2 < weight / ratio < 5
+    else "far from that: one of the two is hardly heard yet"
+)
+Markdown(
+    f"After the last epoch, equal magnitudes would need a weight of **{ratio:.1f}**; the config has {weight:g}, {verdict}."
+)
 
 # %% [markdown]
 # ## The validation split through the head
@@ -727,7 +759,10 @@ _ = runtime.save_figure(fig, "04_confusion")
 right = shares.diagonal()
 mistakes = confusion.clone().fill_diagonal_(0)
 worst = int(mistakes.argmax())
-lines = [f"- {name}: {float(share):.0%} of its proposals are named rightly." for name, share in zip(CLASS_NAMES, right, strict=True)]
+lines = [
+    f"- {name}: {float(share):.0%} of its proposals are named rightly."
+    for name, share in zip(CLASS_NAMES, right, strict=True)
+]
 lines.append(
     f"- The most frequent mistake: {CLASS_NAMES[worst // 4]} taken for {CLASS_NAMES[worst % 4]} ({int(mistakes.max())} times)."
     if mistakes.sum()
@@ -745,7 +780,9 @@ Markdown("\n".join(lines))
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 bins = torch.linspace(0, 1, 41).numpy()
 draw.histogram(left, table["before"], bins, colour="#999999", xlabel="IoU with the object", label="before: proposals")
-draw.histogram(left, table["after"], bins, colour=draw.COLOURS["predicted"], label="after: refined", xlabel="IoU with the object")
+draw.histogram(
+    left, table["after"], bins, colour=draw.COLOURS["predicted"], label="after: refined", xlabel="IoU with the object"
+)
 left.legend(frameon=False)
 right.scatter(table["before"], table["after"], s=5, alpha=0.4, color=draw.COLOURS["predicted"], edgecolors="none")
 right.plot([0, 1], [0, 1], color="grey", linewidth=1)
@@ -823,6 +860,7 @@ show(boxhead.refine, boxhead._best_class, boxhead._top)
 # %% [markdown]
 # The naive version, one proposal and one step at a time, with the count after each step:
 
+
 # %%
 def naive_detections(logits, deltas, given, target=None):
     """§6.5 for one image: testing, or training when a target is given. Returns boxes, labels and the counts."""
@@ -877,7 +915,9 @@ show(boxhead.refine_for_training)
 
 # %%
 per_image = [len(c["boxes"]) for c in trained]
-Markdown(f"Boxes an image that would train the mask head: {min(per_image)} to {max(per_image)}, mean {sum(per_image) / len(per_image):.1f}.")
+Markdown(
+    f"Boxes an image that would train the mask head: {min(per_image)} to {max(per_image)}, mean {sum(per_image) / len(per_image):.1f}."
+)
 
 # %% [markdown]
 # ## What it gets right and what it gets wrong
@@ -885,6 +925,7 @@ Markdown(f"Boxes an image that would train the mask head: {min(per_image)} to {m
 # %% [markdown]
 # Each object of the validation images, and what became of it: found (a detection of its class with score ≥ 0.5 and IoU ≥ 0.5), misnamed (such a
 # detection of another class), or missed. And the other way round: detections that meet no object, or an object already found.
+
 
 # %%
 def verdicts(found, target, threshold=0.5):
@@ -912,9 +953,16 @@ assert verdicts(guess, toy) == (["found", "misnamed"], 2)
 outcomes = [verdicts(d, t) for d, t in zip(detections, objects, strict=True)]
 rows = []
 for label, name in enumerate(CLASS_NAMES):
-    of_class = [v for (names, _), t in zip(outcomes, objects, strict=True) for v, n in zip(names, t["labels"].tolist(), strict=True) if n == label]
+    of_class = [
+        v
+        for (names, _), t in zip(outcomes, objects, strict=True)
+        for v, n in zip(names, t["labels"].tolist(), strict=True)
+        if n == label
+    ]
     if of_class:
-        rows.append({"class": name, "objects": len(of_class)} | {v: of_class.count(v) for v in ("found", "misnamed", "missed")})
+        rows.append(
+            {"class": name, "objects": len(of_class)} | {v: of_class.count(v) for v in ("found", "misnamed", "missed")}
+        )
 report.save_table(rows, "04_outcomes")
 display(report.markdown(rows))
 Markdown(f"Detections that answer to no object: {sum(extra for _, extra in outcomes)} in {len(outcomes)} images.")
@@ -947,7 +995,11 @@ _ = runtime.save_figure(fig, "04_mistakes")
 # - Detections lie inside the content, best first, never more than $N'$, never background.
 
 # %%
-nothing = boxhead.sample_proposals([{"boxes": g} for g in given[:1]], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}], config)
+nothing = boxhead.sample_proposals(
+    [{"boxes": g} for g in given[:1]],
+    [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}],
+    config,
+)
 outputs = model.box_head(model.pool(features, nothing["rois"], nothing["images"], config.box_pool_size))
 losses = boxhead.box_loss(*outputs, nothing["labels"], nothing["deltas"])
 assert float(losses["box_regression"].detach()) == 0 and losses["box_class"].isfinite()
@@ -959,7 +1011,9 @@ model.zero_grad()
 
 # %%
 constant = [torch.full_like(f, 3.0) for f in features]
-torch.testing.assert_close(model.pool(constant, rois, image_of, 7), torch.full((len(rois), features[0].shape[1], 7, 7), 3.0))
+torch.testing.assert_close(
+    model.pool(constant, rois, image_of, 7), torch.full((len(rois), features[0].shape[1], 7, 7), 3.0)
+)
 for d in tested:
     assert len(d["boxes"]) <= config.box_post_nms_test and boxes.inside(d["boxes"], *content).all()
     assert (d["scores"].diff() <= 0).all() and ((d["labels"] >= 1) & (d["labels"] <= NUM_CLASSES)).all()

@@ -142,7 +142,7 @@ def grid(ax, values, title, shift=0.5):
 # %%
 train_set = CourseDataset(DATA, "train", config)
 val_set = CourseDataset(DATA, "val", config)
-scenes = [train_set[n] for n in range(min(10, len(train_set)))]
+scenes = [scene for scene in (train_set[n] for n in range(min(10, len(train_set)))) if len(scene[1]["boxes"])]
 picture, target = max(scenes, key=lambda scene: scene[1]["masks"][0].sum())  # a large object shows more
 box, mask = target["boxes"][:1], target["masks"]
 cells = maskhead.mask_targets(box, torch.zeros(1, dtype=torch.long), mask, 28)[0]
@@ -200,6 +200,9 @@ predicted = [2, 2, 3, 1, 2, 1]
 overlap = iou_matrix(candidates, objects)
 print(overlap.round(decimals=3))
 assert_close(overlap.max(dim=1).values, torch.tensor([1, 38 / 42, 1, 0.875, 1 / 3, 29**2 / 900]))
+
+# %% [markdown]
+# Rows are the boxes $a$ to $f$, columns the two objects.
 
 # %% [markdown]
 # The rule with loops, one line for each of its steps.
@@ -434,6 +437,9 @@ undecided = head(torch.randn(5, config.fpn_channels, 14, 14)).sigmoid()
 print(f"probabilities of a fresh head: {undecided.min():.3f} to {undecided.max():.3f}")
 
 # %% [markdown]
+# The random input does not matter: whatever comes in, tiny weights turn it into logits near 0.
+
+# %% [markdown]
 # ## By hand 4: the loss
 #
 # Binary cross entropy at every cell, on the mask of the true class $c$ alone, averaged over the cells and the $D$ masks
@@ -565,6 +571,9 @@ def naive_paste(mask, box, height, width):
 assert_close(naive_paste(M, (0, 0, 4, 4), 4, 4), pasted)
 
 # %% [markdown]
+# The two matrix products and the four loops agree to the last digit that floats have.
+
+# %% [markdown]
 # ### The part: `lib.maskhead.paste_masks`
 #
 # All masks at once, two batched products. Outside its box a mask has only zero weights: nothing need be cut out.
@@ -590,6 +599,10 @@ ys, xs = (torch.arange(6) + 0.5 - 0.2) / 5.3 * 2 - 1, (torch.arange(8) + 0.5 - 1
 where = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None]
 witness = F.grid_sample(M[None, None], where, padding_mode="zeros", align_corners=False)[0, 0]
 assert_close(witness, naive_paste(M, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rtol=0)
+
+# %% [markdown]
+# Why not simply use it? It works on one grid a mask and reads four cells for every pixel of the image; the matrix form
+# uses that rows and columns separate.
 
 # %% [markdown]
 # ## On a real image
@@ -638,6 +651,10 @@ draw.boxes(axes[1], chosen[shown]["boxes"], "positive")
 axes[0].set_title(f"{len(proposals[shown])} proposals of the RPN", fontsize=10)
 axes[1].set_title(f"{len(chosen[shown]['boxes'])} boxes that train the mask head", fontsize=10)
 _ = runtime.save_figure(fig, "05_training_boxes")
+
+# %% [markdown]
+# On the right, note what is *not* demanded of these boxes: they need not be tight. A mask head that met perfect boxes only
+# would be lost with the imperfect ones of testing.
 
 # %% [markdown]
 # ## Targets, counted and drawn
@@ -738,6 +755,10 @@ for ax in axes.flat:
 _ = runtime.save_figure(fig, "05_targets")
 
 # %% [markdown]
+# Where a box cuts an object, the target is cut too: the mask head is never asked about pixels outside its box, and cannot
+# repair a box that is too small.
+
+# %% [markdown]
 # **How good could it get?** A mask of 28 × 28 cells cannot hold every detail. Take the perfect answer, the target of each
 # object's own box, and paste it back: its IoU with the true mask is the ceiling for any network here.
 
@@ -824,6 +845,10 @@ for ax, name in zip(axes[:, 0], ("image", "target", "probability", "wrong cells"
 _ = runtime.save_figure(fig, "05_probabilities")
 
 # %% [markdown]
+# The last row tells the kind of error: a thin seam along the outline is a question of resolution, a filled patch one of
+# understanding.
+
+# %% [markdown]
 # How sure is it? A cell between 0.2 and 0.8 is in doubt; doubt should lie along the outline.
 
 # %%
@@ -852,6 +877,10 @@ for row, d in zip(axes, by_class, strict=True):
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = runtime.save_figure(fig, "05_three_masks")
+
+# %% [markdown]
+# Compare the mask in bold with the two others. Nothing in the loss ever asked the others to be empty, or to be anything,
+# in this box; so they need not be.
 
 # %% [markdown]
 # ## The threshold
@@ -1018,6 +1047,10 @@ for ax in axes.flat:
 for ax, name in zip(axes[:, 0], ("best", "worst"), strict=True):
     _ = ax.set_ylabel(name)
 _ = runtime.save_figure(fig, "05_best_and_worst")
+
+# %% [markdown]
+# Look at the worst ones and ask of each: was the box wrong, was the object hidden, or was the shape too fine? Only the
+# last is for a larger $m$ to mend.
 
 # %% [markdown]
 # ## Checks

@@ -497,6 +497,7 @@ for ax, kind, title in zip(axes, ("box", "mask"), ("boxes", "masks"), strict=Tru
     for (r, p), colour in zip(curves, draw.CLASS_COLOURS[1:], strict=True):
         _ = ax.plot(r, p, ":", color=colour)
     _ = ax.set_title(f"{title}: course mAP {scores['joint']['course'][f'{kind}_mAP'] or 0:.3f}", fontsize=10)
+_ = axes[1].set_ylabel("")
 _ = runtime.save_figure(fig, "06_precision_recall")
 
 # %% [markdown]
@@ -540,9 +541,9 @@ for shift, kind, colour in ((-0.2, "box", draw.LINES[0]), (0.2, "mask", draw.LIN
     heights = [mean_where_defined(values[..., n, -1]) for n in (1, 2, 3)]
     bars = ax.bar(np.arange(3) + shift, heights, 0.4, color=colour, label=kind)
     _ = ax.bar_label(bars, [f"{h:.2f}" if c else "" for h, c in zip(heights, counts.values(), strict=True)], fontsize=9)
-_ = ax.set_xticks(range(3), [f"{name}\n{count} objects" for name, count in counts.items()])
+_ = ax.set_xticks(range(3), [f"{name}\nobjects: {count}" for name, count in counts.items()])
 _ = ax.set(ylabel="AP after fine-tuning", ylim=(0, 1.1))
-_ = ax.legend(frameon=False, loc="upper left")
+_ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 _ = runtime.save_figure(fig, "06_ap_by_size")
 
 # %% [markdown]
@@ -596,13 +597,13 @@ _ = runtime.save_figure(fig, "06_detections")
 def kinds_of(found, target):
     taken, kinds = set(), []
     for row, label in zip(iou_matrix(found["boxes"], target["boxes"]), found["labels"], strict=True):
-        best = int(row.argmax())
-        same = bool(target["labels"][best] == label)
-        if row[best] >= 0.5:
+        best = int(row.argmax()) if len(row) else None
+        same = best is not None and bool(target["labels"][best] == label)
+        if best is not None and row[best] >= 0.5:
             kinds.append("wrong class" if not same else "duplicate" if best in taken else "right")
             taken |= {best} if same else set()
         else:
-            kinds.append("badly placed" if row[best] >= 0.1 else "nothing there")
+            kinds.append("badly placed" if (row >= 0.1).any() else "nothing there")
     return kinds + ["missed"] * (len(target["labels"]) - len(taken))
 
 
@@ -648,7 +649,7 @@ def quality(found, target):
 
 
 qualities = [quality(f, t) for f, t in zip(confident, targets, strict=True)]
-order = sorted(range(len(test_set)), key=lambda n: -qualities[n])
+order = sorted((n for n in range(len(test_set)) if len(targets[n]["boxes"])), key=lambda n: -qualities[n])
 
 # %% [markdown]
 # Four of the best, four from the middle, four of the worst. True outlines in red-orange, detections filled in the
@@ -678,7 +679,7 @@ draw.histogram(ax, qualities, bins=np.linspace(0, 1, 21), xlabel="mean mask IoU 
 _ = ax.set_ylabel("images")
 _ = runtime.save_figure(fig, "06_quality")
 nothing = sum(q == 0 for q in qualities)
-print(f"median {np.median(qualities):.3f}; in {nothing} of {len(qualities)} images every object was missed")
+print(f"median {np.median(qualities):.3f}; in {nothing} of {len(qualities)} images no object was found with its class")
 
 # %% [markdown]
 # ## Checks

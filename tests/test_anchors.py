@@ -31,7 +31,9 @@ def test_scales_and_ratios_of_every_level():
     for anchors, scale in zip(levels, (32, 64, 128, 256, 512), strict=True):
         width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
         assert_close(area(anchors).sqrt(), torch.full((len(anchors),), float(scale)), rtol=1e-4, atol=0)
-        assert_close((width / height).view(-1, 3), torch.tensor([0.5, 1, 2]).expand(len(anchors) // 3, 3), rtol=1e-4, atol=0)
+        assert_close(
+            (width / height).view(-1, 3), torch.tensor([0.5, 1, 2]).expand(len(anchors) // 3, 3), rtol=1e-4, atol=0
+        )
 
 
 def test_flip_consistency():

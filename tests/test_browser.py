@@ -197,7 +197,11 @@ def lab(tmp_path):
         yield f"http://127.0.0.1:{port}/lab/tree/browse.ipynb"
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()  # its kernel ends with it
+            server.wait()
 
 
 def wait_for(address: str, server: subprocess.Popen, seconds: float = 60):

@@ -207,7 +207,8 @@ def test_flip_mirrors_images_boxes_and_masks_together(tmp_path):
     for mask, box in zip(new[0]["masks"], new[0]["boxes"].int().tolist(), strict=True):
         assert (mask.numpy() == filled(box)).all()
     again, back = flip_horizontally(flipped, new, torch.tensor([True, True, False]))
-    assert torch.equal(again, images) and all(torch.equal(b["boxes"], t["boxes"]) for b, t in zip(back, targets))
+    assert torch.equal(again, images)
+    assert all(torch.equal(b["boxes"], t["boxes"]) for b, t in zip(back, targets, strict=True))
     assert torch.equal(targets[0]["boxes"], torch.tensor(BOXES[:2]).float())  # the originals are left alone
 
 

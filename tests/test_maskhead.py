@@ -58,7 +58,11 @@ def test_no_masks_give_a_differentiable_zero():
     loss = mask_loss(head(torch.zeros(0, 4, 14, 14)), torch.zeros(0, dtype=torch.long), torch.zeros(0, 28, 28))["mask"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in head.parameters())
-    assert mask_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 9, 9), 28).shape == (0, 28, 28)
+    assert mask_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 9, 9), 28).shape == (
+        0,
+        28,
+        28,
+    )
 
 
 def test_class_masks():

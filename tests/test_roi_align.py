@@ -84,7 +84,9 @@ def test_mirrored_features_and_rois_pool_mirrored():
     features = torch.randn(1, 3, 12, 16, generator=torch.Generator().manual_seed(1))
     roi = torch.tensor([[2.2, 1.1, 9.7, 8.3]])
     flipped = torch.tensor([[16 - 9.7, 1.1, 16 - 2.2, 8.3]])
-    assert_close(roi_align(features.flip(-1), flipped, ZERO, 7).flip(-1), roi_align(features, roi, ZERO, 7), atol=1e-4, rtol=1e-4)
+    assert_close(
+        roi_align(features.flip(-1), flipped, ZERO, 7).flip(-1), roi_align(features, roi, ZERO, 7), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_no_positives_give_a_differentiable_zero(count):
 
 
 def test_a_batch_without_anchors_to_sample(anchors, config):
-    """No anchor fits into a content of 2 x 2 pixels: the loss is still a zero that back-propagates, also in training."""
+    """No anchor fits into a content of 2 x 2 pixels: the loss is still a zero that back-propagates."""
     features = pyramid()
     samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), config)
     head = lively_head().train()

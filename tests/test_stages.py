@@ -66,7 +66,8 @@ def running_statistics(model) -> dict[str, torch.Tensor]:
         ("rpn", "frozen", {"rpn"}),
         ("boxhead", "trained", set()),
         ("maskhead", "trained", set()),
-        ("joint", "trained", set()),  # in joint fine-tuning all statistics stay
+        ("joint", "trained", {"backbone"}),  # the RPN's stay: proposals need them as in inference
+        ("joint", "frozen", set()),
     ],
 )
 def test_batchnorm_statistics_move_only_where_they_learn(tiny_model, batch, name, trunk, moves):

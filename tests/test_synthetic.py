@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from lib import synthetic
+from lib import synthetic_shapes as shapes
+from lib.boxes import mask_to_box
 from lib.data import FILES, CourseDataset
-from lib.synthetic import place_object, scene, tight_box, visible_masks, write_scenes
+from lib.synthetic import place_object, scene, visible_masks, write_scenes
 
 
 def scenes(seed: int, count: int) -> list:
@@ -48,7 +50,8 @@ def test_every_object_is_visible_and_its_box_tight():
 def test_a_tight_box_covers_whole_pixels():
     mask = np.zeros((300, 400), np.uint8)
     mask[10:12, 20] = 1
-    assert tight_box(mask).tolist() == [20, 10, 21, 12]
+    assert mask_to_box(mask).tolist() == [20, 10, 21, 12]
+    assert mask_to_box(np.zeros_like(mask)) is None
 
 
 def test_what_is_painted_later_hides_what_is_behind():
@@ -64,7 +67,7 @@ def test_sizes_and_shapes_follow_the_course(label):
     for table in (synthetic.AREAS[label], synthetic.ASPECTS[label]):
         drawn = np.quantile([synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1])
         np.testing.assert_allclose(drawn, table[1:-1], rtol=0.1)
-    boxes = np.stack([tight_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(250)])
+    boxes = np.stack([mask_to_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(250)])
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
     assert np.median(w * h / 120_000) == pytest.approx(synthetic.AREAS[label][2], rel=0.3)
     assert np.median(w / h) == pytest.approx(synthetic.ASPECTS[label][2], rel=0.25)
@@ -77,19 +80,32 @@ def test_class_shares_and_objects_an_image():
     assert np.mean([len(labels) == 2 for labels in drawn]) == pytest.approx(synthetic.TWO_OBJECTS, abs=0.07)
 
 
-def test_existing_files_are_kept_unless_told_otherwise(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--images", "1"]
-    synthetic.main([*arguments, "--seed", "1"])
-    assert "1 made-up scenes (seed 1)" in capsys.readouterr().out
+def test_existing_files_are_kept(tmp_path):
+    synthetic.main(["--out", str(tmp_path), "--images", "1", "--seed", "1"])
     before = contents(tmp_path)
-    with pytest.raises(SystemExit, match="exists already.*--overwrite"):
-        synthetic.main([*arguments, "--seed", "2"])
+    with pytest.raises(SystemExit, match="exists already: choose another folder"):
+        synthetic.main(["--out", str(tmp_path), "--images", "1", "--seed", "2"])
     assert contents(tmp_path) == before
-    synthetic.main([*arguments, "--seed", "2", "--overwrite"])
-    assert contents(tmp_path)["images"] != before["images"]
 
 
 @pytest.mark.parametrize("images, seed", [(0, 0), (1, -1)])
 def test_impossible_requests_are_refused(tmp_path, images, seed):
     with pytest.raises(ValueError, match="ask for"):
         write_scenes(tmp_path, images, seed)
+
+
+def test_the_figures_file_is_understood():
+    """A figure with the roles of another exchanged, a wheel, a blob, the figures of a kind, a colour by name."""
+    assert [part.role for part, _ in shapes._polygons("vehicle: car from the rear")].count("tail") == 2
+    assert shapes.FIGURES["vehicle: saloon"][-2] == f"hub oval 3.5 0.38 {0.6 * 0.38}"
+    assert shapes.FIGURES["cloud"] == [line.replace("leaf", "cloud") for line in shapes.FIGURES["thing: bush"]]
+    (left, optional), *_ = shapes._polygons("trunk: belted")
+    assert left.role == "shirt" and not optional and len(left.points) == 32  # 8 corners cut twice
+    assert len(shapes.named("vehicle")) == 12 and shapes.PALETTE["metal"] == shapes.PALETTE["neutral"]
+
+
+def test_every_figure_can_be_drawn():
+    tables = {"palette", "poses", "species", "backgrounds", "areas", "aspects"}
+    for name in shapes.FIGURES.keys() - tables:
+        for part, _ in shapes._polygons(name):
+            assert part.role in shapes.PALETTE and np.isfinite(part.points).all() and len(part.points) > 2, name

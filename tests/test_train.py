@@ -1,0 +1,179 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import TinyBackbone
+from safetensors.torch import load_file
+
+from lib import train
+from lib.checkpoint import load_model, stage_path
+from lib.config import STAGES
+from lib.runtime import root
+from lib.train import main, read_history, train_stage, warmup_cosine, write_history
+
+LOSSES = {
+    "rpn": ["rpn_objectness", "rpn_box"],
+    "boxhead": ["box_class", "box_regression"],
+    "maskhead": ["mask"],
+    "joint": ["rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_backbone():
+    """The loop is tested on the tiny backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps one precision a process; these tests need two."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def short(config):
+    """Two epochs a stage over six images, with a small test-time budget."""
+    epochs = {f"{stage}_epochs": 2 for stage in STAGES}
+    limits = {"rpn_pre_nms_test": 50, "rpn_post_nms_test": 20, "box_post_nms_test": 5}
+    return config.replace(**epochs, **limits)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes, short):
+    """The weights of all four stages."""
+    weights = tmp_path_factory.mktemp("weights")
+    for stage in STAGES:
+        train_stage(stage, short, scenes, weights)
+    return weights
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_history(trained, stage):
+    rows = read_history(trained, stage)
+    names = [f"{split}_{loss}" for split in ("train", "val") for loss in LOSSES[stage]]
+    assert [list(row) for row in rows] == [["epoch", "lr", "seconds", *names]] * 2
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["lr"] == 0
+    assert all(0 <= row[name] < 100 for row in rows for name in names)
+    assert not (trained / f"{stage}.resume").exists()
+
+
+def test_what_was_trained_loads_and_scores(trained, short):
+    model = load_model(trained)
+    assert model.config == short
+    found = model(torch.zeros(1, 3, 300, 400, dtype=torch.uint8))[0]
+    assert found["masks"].shape[1:] == (300, 400)
+
+
+def test_a_finished_stage_is_kept(trained, scenes, short, capsys):
+    before = stage_path(trained, "rpn").read_bytes()
+    history = train_stage("rpn", short, scenes, trained)
+    assert "already trained" in capsys.readouterr().out and len(history) == 2
+    assert stage_path(trained, "rpn").read_bytes() == before
+
+
+def interrupt_after(monkeypatch, epochs: int):
+    """Stop the training with Ctrl-C once so many epochs are done."""
+    whole = train._Run.epoch
+
+    def epoch(run, number):
+        if number == epochs:
+            raise KeyboardInterrupt
+        return whole(run, number)
+
+    monkeypatch.setattr(train._Run, "epoch", epoch)
+
+
+def test_going_on_after_an_interruption_gives_the_same_weights(trained, scenes, short, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        train_stage("rpn", short, scenes, tmp_path)
+    assert len(read_history(tmp_path, "rpn")) == 1 and not stage_path(tmp_path, "rpn").exists()
+    history = train_stage("rpn", short, scenes, tmp_path)
+    assert "going on after epoch 1" in capsys.readouterr().out and len(history) == 2
+    resumed, whole = (load_file(stage_path(folder, "rpn")) for folder in (tmp_path, trained))
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[k], whole[k]) for k in whole)
+
+
+@pytest.mark.parametrize("change", ["config", "earlier stage"])
+def test_an_interrupted_stage_starts_afresh_after_a_change(scenes, short, tmp_path, monkeypatch, capsys, change):
+    train_stage("rpn", short, scenes, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        train_stage("boxhead", short, scenes, tmp_path)
+    config = short.replace(boxhead_lr=0.1) if change == "config" else short.replace(rpn_lr=0.002)
+    if change == "earlier stage":
+        train_stage("rpn", config, scenes, tmp_path)
+    train_stage("boxhead", config, scenes, tmp_path)
+    assert "starting afresh" in capsys.readouterr().out
+    own, model = load_file(stage_path(tmp_path, "rpn")), load_model(tmp_path)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in own.items())
+
+
+def test_schedule_by_hand():
+    """10 steps, 2 of them warm-up: 1/2, 1, then half a cosine over 8 steps: 1, ..., 1/2 at its middle, ..., 0 after."""
+    factors = [warmup_cosine(step, 10, 0.2) for step in range(11)]
+    assert factors[:3] == [0.5, 1, 1] and factors[6] == pytest.approx(0.5) and factors[10] == pytest.approx(0)
+    assert factors[3] == pytest.approx((1 + 0.9238795) / 2)  # cos(pi / 8)
+
+
+def test_history_round_trip(tmp_path):
+    rows = [{"epoch": 1, "train_mask": 0.5}, {"epoch": 2, "train_mask": 0.25, "val_mask": 0.75}]
+    write_history(tmp_path / "new", "maskhead", rows)
+    assert read_history(tmp_path / "new", "maskhead") == rows
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["boxhead", "--batch-size", "2"], "error: rpn.safetensors is missing.*python -m lib.train rpn"),
+        (["rpn", "--set", "rpn_epoch=1"], "error: config has no field 'rpn_epoch'"),
+        (["rpn", "--batch-size", "99"], "error: .* has 6 training images, fewer than one step's 99.*rpn_batch_size"),
+    ],
+)
+def test_the_command_says_what_is_wrong(scenes, tmp_path, arguments, message):
+    extra = ["val_fraction=0.25", "test_fraction=0.25", "trunk_epochs=0"]
+    command = [*arguments, "--data", str(scenes), "--weights", str(tmp_path)]
+    command += [] if "--set" in arguments else ["--set", *extra]
+    with pytest.raises(SystemExit, match=message):
+        main(command)
+
+
+def test_missing_data(tmp_path):
+    with pytest.raises(SystemExit, match="error: hw3_mycocodata_img.*is missing"):
+        main(["rpn", "--data", str(tmp_path / "none"), "--weights", str(tmp_path)])
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes(scenes, tmp_path, short):
+    """The same command under torchrun: two share the batches, one writes."""
+    fields = {"image_height": 96, "image_width": 126, "fpn_channels": 16, "mixed_precision": "no", "trunk_epochs": 0}
+    fields |= {"anchor_scales": "(8,16,32,64,96)", "rpn_post_nms_test": 20, "rpn_batch_samples": 32}
+    overrides = [f"{k}={v}" for k, v in fields.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "lib.train",
+    ]
+    command += ["rpn", "--data", str(scenes), "--weights", str(tmp_path), "--epochs", "1", "--batch-size", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "--set", *overrides], cwd=root(), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (
+        "on 2 x cpu: 1 steps" in result.stdout and result.stdout.count("rpn: wrote") == 1
+    )  # 6 images in whole steps of 2 x 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rpn.safetensors", "rpn_history.csv"]
