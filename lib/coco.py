@@ -2,10 +2,10 @@
 
     h x w  the stored photograph    H x W  300 x 400, the frame of the course files    G  objects of an image
 
-Photographs are resized without keeping their aspect ratio: the course files have no room for padding, and
-most are 4:3, as the frame is. Image and masks go through one antialiased filter; a mask pixel is set where at
-least half of it is covered. Boxes are the tight xyxy boxes of resized masks, pixel i covering [i, i + 1).
-EXIF orientation is ignored: COCO annotates the pixels as stored. Crowd regions are left out.
+Photographs are resized without keeping their aspect ratio: the course files have no room for padding, and most are
+4:3, as the frame is. Image and masks go through one antialiased filter; a mask pixel is set where at least half of it
+is covered. Boxes are tight around the resized masks. EXIF orientation is ignored: COCO annotates the pixels as stored.
+Crowd regions are left out.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
+from lib.boxes import mask_to_box
 from lib.config import CLASS_NAMES
 from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, SPLITS, CourseWriter, write_split
 from lib.runtime import command_errors
@@ -34,41 +35,36 @@ CATEGORIES = {
 LABELS = {name: CLASS_NAMES.index(kind) for kind, names in CATEGORIES.items() for name in names}
 FIELDS = {  # of COCO's JSON, those that are used here
     "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "segmentation"),
+    "annotations": ("id", "image_id", "category_id", "segmentation"),
     "categories": ("id", "name"),
 }
-MB_PER_IMAGE, MB_PER_OBJECT, SECONDS_PER_IMAGE = 0.275, 0.0011, 0.01  # measured on COCO 2017, two CPU cores
 
 
 class Photograph(NamedTuple):
     """An image of a COCO set and its objects of the course's classes; the dicts are items of the JSON."""
 
     record: dict
-    annotations: list[dict]
-    labels: list[int]
+    objects: list[tuple[dict, int]]  # annotation and label
 
 
 def load_photographs(path: Path) -> list[Photograph]:
     """The images of a COCO instances JSON that hold objects of the course's classes, in the JSON's order.
 
-    Raises FileNotFoundError, or ValueError naming the item, for a file that is not such a JSON, has none of
-    the categories, or has an annotation of an image or a category that it does not list.
+    Raises FileNotFoundError, or ValueError naming the item, for a file that is no such JSON or lacks what it refers to.
     """
     coco = _load_json(path)
     labels = {c["id"]: LABELS[c["name"]] for c in coco["categories"] if c["name"] in LABELS}
     if not labels:
         raise ValueError(f"{path} has none of the categories {', '.join(LABELS)}: rename its own to these")
-    photographs = {record["id"]: Photograph(record, [], []) for record in coco["images"]}
+    photographs = {record["id"]: Photograph(record, []) for record in coco["images"]}
     known = {"image_id": photographs.keys(), "category_id": {c["id"] for c in coco["categories"]}}
     for annotation in coco["annotations"]:
-        for key, ids in known.items():
-            if annotation[key] not in ids:
-                what = f"annotation {annotation['id']} has the unknown {key} {annotation[key]}"
-                raise ValueError(f"{path}: {what}; list that id in the JSON or remove the annotation")
+        for key in (key for key, ids in known.items() if annotation[key] not in ids):
+            what = f"annotation {annotation['id']} has the unknown {key} {annotation[key]}"
+            raise ValueError(f"{path}: {what}; list that id in the JSON or remove the annotation")
         if annotation["category_id"] in labels and not annotation.get("iscrowd"):
-            photographs[annotation["image_id"]].annotations.append(annotation)
-            photographs[annotation["image_id"]].labels.append(labels[annotation["category_id"]])
-    return [photograph for photograph in photographs.values() if photograph.labels]
+            photographs[annotation["image_id"]].objects.append((annotation, labels[annotation["category_id"]]))
+    return [photograph for photograph in photographs.values() if photograph.objects]
 
 
 def _load_json(path: Path) -> dict:
@@ -80,51 +76,36 @@ def _load_json(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download or export it again") from None
     for kind, fields in FIELDS.items():
-        items = coco.get(kind) if isinstance(coco, dict) else None
-        if not isinstance(items, list):
+        if not isinstance(coco, dict) or not isinstance(coco.get(kind), list):
             raise ValueError(f"{path} has no list '{kind}': give COCO's instances JSON, not captions")
-        for n, item in enumerate(items):
-            absent = [field for field in fields if not isinstance(item, dict) or field not in item]
-            if absent:
+        for n, item in enumerate(coco[kind]):
+            if absent := [field for field in fields if field not in item]:
                 raise ValueError(f"{path}: item {n} of '{kind}' has no '{absent[0]}': export it again")
     return coco
 
 
 def convert_image(photo: Photograph, folder: Path, max_objects: int | None, min_size: float) -> tuple | None:
-    """What CourseWriter.add takes: image (3, H, W) uint8, labels (G,), boxes (G, 4) xyxy, masks (G, H, W).
-
-    None for an image that is left out; its file is not opened then. Errors: see `read_image`, `decode_mask`.
-    """
-    record, labels, boxes, masks = photo.record, [], [], []
-    for annotation, label in zip(photo.annotations, photo.labels, strict=True):
-        mask = resize(Image.fromarray(decode_mask(annotation, record) * np.uint8(255))) >= 128  # of 255: half
-        box = tight_box(mask)
+    """Image (3, H, W) uint8, labels (G,), boxes (G, 4) and masks (G, H, W); None for an image that is left out."""
+    labels, boxes, masks = [], [], []
+    for annotation, label in photo.objects:
+        mask = resize(Image.fromarray(decode_mask(annotation, photo.record) * np.uint8(255))) >= 128  # of 255: half
+        box = mask_to_box(mask)
         if box is not None and np.prod(box[2:] - box[:2]) >= min_size**2:
             labels.append(label)
             boxes.append(box)
             masks.append(mask)
     if 0 < len(labels) <= (max_objects or len(labels)):
-        return read_image(record, folder), labels, np.stack(boxes), np.stack(masks)
+        return read_image(photo.record, folder), labels, np.stack(boxes), np.stack(masks)
     return None
 
 
-def image_path(record: dict, folder: Path) -> Path:
-    """The file of a COCO image record; FileNotFoundError when it is not in the folder."""
-    if not (path := folder / record["file_name"]).is_file():
-        raise FileNotFoundError(f"{path} (image {record['id']}) is missing: is --images its folder?")
-    return path
-
-
 def read_image(record: dict, folder: Path) -> np.ndarray:
-    """The record's image in the frame, (3, H, W) uint8 RGB whatever its stored mode.
-
-    Raises FileNotFoundError or ValueError for one that is missing, unreadable or not of the size in the JSON.
-    """
-    path = image_path(record, folder)
+    """The record's image in the frame, (3, H, W) uint8 RGB; ValueError where it is unreadable or of another size."""
+    path = folder / record["file_name"]
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} is not a readable image ({error}): download it again") from None
     if image.size != (record["width"], record["height"]):
         sizes = f"{image.width} x {image.height} pixels, in the JSON {record['width']} x {record['height']}"
@@ -133,10 +114,7 @@ def read_image(record: dict, folder: Path) -> np.ndarray:
 
 
 def decode_mask(annotation: dict, record: dict) -> np.ndarray:
-    """The mask (h, w) uint8 of 0 and 1 of an annotation: polygons, or RLE, compressed or not.
-
-    Raises ValueError for a segmentation that does not describe the pixels of its image.
-    """
+    """The mask (h, w) uint8 of 0 and 1 of an annotation; ValueError where it does not describe its image's pixels."""
     try:
         rle = _encode(annotation["segmentation"], record["height"], record["width"])
         mask = rle_tools.decode(rle)
@@ -149,7 +127,7 @@ def decode_mask(annotation: dict, record: dict) -> np.ndarray:
 
 
 def _encode(segmentation: list | dict, height: int, width: int) -> dict:
-    """COCO's segmentation as one compressed RLE."""
+    """COCO's segmentation, polygons or an RLE, compressed or not, as one compressed RLE."""
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"its size is {segmentation['size']}, that of the image {[height, width]}")
@@ -167,58 +145,34 @@ def resize(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((IMAGE_WIDTH, IMAGE_HEIGHT), Image.Resampling.BILINEAR))
 
 
-def tight_box(mask: np.ndarray) -> np.ndarray | None:
-    """The box (4,) xyxy float32 around a mask (H, W); None when the mask is empty."""
-    xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) if len(xs) else None
-
-
 def convert(images: Path, annotations: Path, out: Path, max_objects: int | None = None, min_size: float = 0,
             limit: int | None = None, split: str | None = None) -> None:  # fmt: skip
     """Write the folder `images` and its JSON `annotations`, in its order, as the course files in `out`.
 
-    Args:
-        max_objects: images with more are left out whole, as unlabelled objects would be taught as background.
-        min_size: objects whose box has a smaller sqrt(w h), in pixels of the frame, are left out (yet stay
-            visible); at 0 all that have a pixel are kept. The course profile's smallest anchors measure 12.
-        limit: only the first so many images that qualify.
-        split: "train", "val" or "test" if the whole set is of that split; else `lib.data` draws one.
-
-    Raises FileNotFoundError or ValueError, naming the file and the item, when the input cannot be used or
-    `out` holds a set already. Nothing is written then.
+    Images with more than `max_objects` are left out whole, as unlabelled objects would be taught as background. Objects
+    whose box has a sqrt(w h) below `min_size` pixels of the frame are left out, yet stay visible. `limit` is a number
+    of images written, `split` the split that the whole set is of; without it `lib.data` draws one. Raises
+    FileNotFoundError or ValueError, naming file and item, for unusable input or where `out` holds a set already;
+    nothing is written then.
     """
     if any(count is not None and count < 1 for count in (max_objects, limit)):
         raise ValueError("--max-objects and --limit must be at least 1: leave them out for no limit")
-    for name in FILES.values():
-        if (out / name).exists():
-            raise ValueError(f"{out / name} exists: choose another --out, or move its four files away")
+    if taken := [path for name in FILES.values() if (path := out / name).exists()]:
+        raise ValueError(f"{taken[0]} exists: choose another --out, or move its four files away")
     photographs = load_photographs(annotations)
-    for photo in photographs[:limit]:
-        image_path(photo.record, images)  # better missed now than in an hour
-    expected = _announce(photographs, max_objects, min_size, limit)
-    converted = _in_threads(lambda photo: convert_image(photo, images, max_objects, min_size), photographs)
+    for record, *_ in photographs[:limit]:  # better missed now than in an hour
+        if not (path := images / record["file_name"]).is_file():
+            raise FileNotFoundError(f"{path} (image {record['id']}) is missing: is --images its folder?")
+    progress = tqdm(photographs, "convert", unit="photograph")
+    converted = _in_threads(lambda photo: convert_image(photo, images, max_objects, min_size), progress)
     with CourseWriter(out) as writer:
-        for example in tqdm(islice(filter(None, converted), limit), total=expected, unit=" images"):
+        for example in islice(filter(None, converted), limit):
             writer.add(*example)
         if not writer.labels:
             raise ValueError(f"{annotations}: no image is left; raise --max-objects or lower --min-size")
     if split:
         write_split(out, {split: range(len(writer.labels))})
     print(f"Wrote {len(writer.labels)} images with {sum(map(len, writer.labels))} objects to {out}.")
-
-
-def _announce(photos: list[Photograph], max_objects: int | None, min_size: float, limit: int | None) -> int:
-    """Say what will be written, going by the boxes in the JSON; returns the expected number of images."""
-    counts = []
-    for record, objects, _ in photos:
-        area = max(min_size, 1) ** 2 * record["width"] * record["height"] / (IMAGE_WIDTH * IMAGE_HEIGHT)
-        counts.append(sum(np.prod(each["bbox"][2:]) >= area for each in objects))
-    counts = [n for n in counts if 0 < n <= (max_objects or n)][:limit]
-    images, objects = len(counts), sum(counts)
-    cost = images * MB_PER_IMAGE + objects * MB_PER_OBJECT, images * SECONDS_PER_IMAGE / 60
-    megabytes, minutes = (max(1, round(amount)) for amount in cost)
-    print(f"Writing about {images} images with {objects} objects: {megabytes} MB, {minutes} min.", flush=True)
-    return images
 
 
 def _in_threads(function: Callable, items: list) -> Iterator:
@@ -233,7 +187,6 @@ def _in_threads(function: Callable, items: list) -> Iterator:
 
 @command_errors()
 def main(argv: list[str] | None = None) -> None:
-    """The command: the arguments of `convert`."""
     parser = argparse.ArgumentParser(prog="python -m lib.coco", description="COCO -> the four course files")
     parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")

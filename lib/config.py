@@ -38,7 +38,7 @@ class Config:
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 0  # of the split, the initial weights, the order of images and the sampling
-    synthetic_images: int = 900  # the built-in scenes that a run writes when there is no data yet
+    synthetic_images: int = 1500  # the built-in scenes that a run writes when there is no data yet
     synthetic_seed: int = 0
 
     # backbone (§3)
@@ -139,11 +139,13 @@ PROFILES = {
         backbone="resnet18",
         backbone_weights="none",
         fpn_channels=64,
-        rpn_trains="all",
-        trunk_epochs=12,
+        val_fraction=0.06,
+        rpn_trains="fpn",
+        trunk_epochs=10,
         trunk_batchnorm="trained",
         anchor_scales=(24.0, 48.0, 84.0, 120.0, 156.0),
         rpn_batch_samples=128,
+        rpn_box_weight=10.0,
         rpn_pre_nms_train=600,
         rpn_post_nms_train=200,
         rpn_pre_nms_test=600,
@@ -154,10 +156,16 @@ PROFILES = {
         box_pre_nms_train=80,
         box_post_nms_train=30,
         mask_hidden=64,
+        rpn_epochs=3,
+        boxhead_epochs=1,
+        maskhead_epochs=2,
+        joint_epochs=6,
         rpn_batch_size=8,
         boxhead_batch_size=8,
         maskhead_batch_size=8,
-        joint_batch_size=8,
+        boxhead_lr=5e-4,
+        maskhead_lr=1e-3,
+        joint_lr=4e-4,
         eval_batch_size=8,
     ),
 }

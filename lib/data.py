@@ -251,10 +251,14 @@ def preprocess_images(images: Tensor, config: Config) -> Tensor:
     """
     height, width = content_size(*images.shape[-2:], config)
     x = F.interpolate(images.float() / 255, (height, width), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (config.image_mean, config.image_std))
     padded_height, padded_width = config.padded_size
-    x = F.pad((x - mean) / std, (0, padded_width - width, 0, padded_height - height))
-    return x.contiguous(memory_format=torch.channels_last)
+    return F.pad(normalised(x, config), (0, padded_width - width, 0, padded_height - height))
+
+
+def normalised(x: Tensor, config: Config) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> each channel less its mean, over its standard deviation; channels last in memory."""
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (config.image_mean, config.image_std))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def preprocess_targets(targets: list[dict], size: tuple[int, int], config: Config) -> list[dict]:

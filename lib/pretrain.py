@@ -1,4 +1,4 @@
-"""Stage 0, for a trunk without pretrained weights: learn to classify crops of the training images before the RPN's stage.
+"""Stage 0, for a trunk without pretrained weights: it learns to classify crops of the training images.
 
     N  crops    s  side of a stored crop    labels: 0 background, else the class of the object
 
@@ -7,12 +7,14 @@ A crop costs the trunk a small part of what an image costs, and its class is wha
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.boxes import iou_matrix
 from lib.config import NUM_CLASSES, Config
-from lib.data import CourseDataset
+from lib.data import normalised
 from lib.roi_align import roi_align
 
 STORED = 96  # pixels: crops are cut once, with a margin, and kept as uint8; each epoch sees a random part of them
@@ -20,38 +22,59 @@ SEEN = 64
 MARGIN = 1.3
 
 
-def pretrain_trunk(trunk: nn.Module, dataset: CourseDataset, config: Config, device: torch.device) -> None:
-    """Train the trunk (an nn.Module that returns a dict of maps, the deepest last) in place for `config.trunk_epochs`."""
-    crops, labels = cut_crops(dataset, device)
-    trunk.to(device, memory_format=torch.channels_last).train()
-    channels = list(trunk.eval()(torch.zeros(1, 3, SEEN, SEEN, device=device)).values())[-1].shape[1]
-    trunk.train()
-    classifier = nn.Linear(channels, NUM_CLASSES + 1).to(device)
-    parameters = [*trunk.parameters(), *classifier.parameters()]
-    steps = config.trunk_epochs * (len(crops) // config.trunk_batch_size)
-    optimizer = torch.optim.AdamW(parameters, config.trunk_lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.trunk_lr, steps, pct_start=0.2)
-    for epoch in range(config.trunk_epochs):
-        right = 0
-        for chosen in torch.randperm(len(crops), device=device).split(config.trunk_batch_size):
-            if len(chosen) < config.trunk_batch_size:
-                continue
-            with torch.autocast(device.type, torch.bfloat16):
-                deepest = list(trunk(augmented(crops[chosen], config)).values())[-1]
-                logits = classifier(deepest.mean((2, 3)))
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            right += (logits.argmax(1) == labels[chosen]).sum()
-        print(
-            f"trunk {epoch + 1}/{config.trunk_epochs}: {float(right) / len(crops):.3f} of the training crops right",
-            flush=True,
+def pretrain_trunk(trunk: nn.Module, train: Dataset, val: Dataset, config: Config, accelerator: Accelerator) -> None:
+    """Train the trunk (images -> a dict of maps, the deepest last) in place for `config.trunk_epochs` epochs."""
+    device, size = accelerator.device, config.trunk_batch_size
+    crops, labels = cut_crops(train, device)
+    network = CropClassifier(trunk).to(device, memory_format=torch.channels_last).train()
+    epochs, batches = config.trunk_epochs, -(-len(crops) // size)
+    optimizer = torch.optim.AdamW(network.parameters(), config.trunk_lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.trunk_lr, epochs * batches, pct_start=0.2)
+    accelerator.print(f"trunk: {epochs} epochs of {len(crops)} crops in batches of {size}: {epochs * batches} steps")
+    shuffled = torch.cat([torch.randperm(len(crops), device=device) for _ in range(epochs)])
+    for chosen in tqdm(
+        shuffled.split(size)[: epochs * batches], "trunk", leave=False, disable=not accelerator.is_main_process
+    ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
+            logits = network(augmented(crops[chosen], config))
+        loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if len(val):
+        accelerator.print(
+            f"trunk: {accuracy(network.eval(), val, config, device):.3f} of the val split's crops are classified right"
         )
 
 
-def cut_crops(dataset: CourseDataset, device: torch.device) -> tuple[Tensor, Tensor]:
+class CropClassifier(nn.Module):
+    """The trunk, its deepest map averaged over the crop, and one linear layer to K + 1 logits."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+        with torch.no_grad():
+            channels = list(trunk.eval()(torch.zeros(2, 3, SEEN, SEEN)).values())[-1].shape[1]
+        self.classifier = nn.Linear(channels, NUM_CLASSES + 1)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """(N, 3, s, s) normalised -> (N, K + 1)."""
+        return self.classifier(list(self.trunk(crops).values())[-1].mean((2, 3)))
+
+
+@torch.no_grad()
+def accuracy(network: CropClassifier, dataset: Dataset, config: Config, device: torch.device) -> float:
+    """The share of a data set's crops, seen whole, that the network puts in the right class."""
+    crops, labels = cut_crops(dataset, device)
+    seen = F.interpolate(crops.float() / 255, (SEEN, SEEN), mode="bilinear", antialias=True)
+    right = [
+        network(x).argmax(1) == y for x, y in zip(normalised(seen, config).split(256), labels.split(256), strict=True)
+    ]
+    return float(torch.cat(right).float().mean())
+
+
+def cut_crops(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     """One crop of each object and one of background an image: (N, 3, s, s) uint8 and labels (N,)."""
     crops, labels = [], []
     for i in tqdm(range(len(dataset)), "crops", leave=False, unit="img"):
@@ -79,8 +102,5 @@ def augmented(crops: Tensor, config: Config) -> Tensor:
     mirror = torch.where(torch.rand(n, device=crops.device) < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3, device=crops.device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[:, 0] * mirror, scale[:, 1], shift
-    x = F.grid_sample(
-        crops.float() / 255, F.affine_grid(theta, [n, 3, SEEN, SEEN], align_corners=False), align_corners=False
-    )
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (config.image_mean, config.image_std))
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    grid = F.affine_grid(theta, [n, 3, SEEN, SEEN], align_corners=False)
+    return normalised(F.grid_sample(crops.float() / 255, grid, align_corners=False), config)

@@ -167,7 +167,7 @@ def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng:
 
 def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Sprite:
     """Something without a label, of any size, its lower edge between two y."""
-    area = np.exp(rng.uniform(np.log(0.01), np.log(0.3))) * FRAME_AREA
+    area = np.exp(rng.uniform(np.log(0.005), np.log(0.12))) * FRAME_AREA
     return place_unlabelled(figures, area, rng.uniform(0, IMAGE_WIDTH), rng.uniform(top, bottom), rng)
 
 
@@ -178,7 +178,7 @@ def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     canvas = background(rng, horizon)
     clouds = [place_behind(["cloud"], rng, 0, horizon) for _ in range(rng.integers(0, 3) if horizon > 60 else 0)]
     ground = max(horizon, 40), 1.2 * IMAGE_HEIGHT
-    behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 5))]
+    behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 3))]
     for n, sprite in enumerate((*clouds, *sorted(behind, key=lambda sprite: sprite.foot), *objects, *front)):
         w, h = sprite.pixels.width, max(4, sprite.pixels.height // 7)
         if n >= len(clouds):

@@ -91,7 +91,7 @@ class _Run:
         model = starting_model(name, config, weights)
         self.unfinished = None if restart else self._unfinished()
         if name == "rpn" and config.trunk_epochs and config.backbone_weights == "none" and self.unfinished is None:
-            pretrain_trunk(model.backbone.body, train, config, self.accelerator.device)
+            pretrain_trunk(model.backbone.body, train, self.val_data, config, self.accelerator)
         stage = STAGE_CLASSES[name](model)
         learning = [p for p in stage.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(

@@ -197,7 +197,7 @@ def test_split(three):
 def test_same_bytes_and_says_what_it_does(three, capsys):
     three.convert(out="a")
     said = capsys.readouterr().out
-    assert "about 3 images with 6 objects: 1 MB, 1 min" in said and "Wrote 3 images with 6 objects" in said
+    assert "Wrote 3 images with 6 objects" in said
     three.convert(out="b")
     for name in FILES.values():
         assert (three.folder / "a" / name).read_bytes() == (three.folder / "b" / name).read_bytes()
