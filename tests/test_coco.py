@@ -135,31 +135,12 @@ def test_image_and_mask_agree(coco):
     assert ((picture[0] >= 128) == target["masks"][0].bool()).all()
 
 
-def test_shrinking_is_antialiased(coco):
-    """Columns of 0 and 255 in turn, two to a pixel of the frame, become an even grey."""
-    coco.object(coco.image(800, 600), "dog", rectangle(0, 0, 80, 60))
-    pixels = np.zeros((600, 800, 3), np.uint8)
-    pixels[:, ::2] = 255
-    Image.fromarray(pixels).save(coco.folder / "100.png")
-    picture = coco.convert()[0][0][:, :, 1:-1]
-    assert picture.min() >= 127 and picture.max() <= 128
-
-
-@pytest.mark.parametrize("mode, tolerance", [("L", 0), ("P", 0), ("CMYK", 3)])
-def test_modes_become_rgb(coco, mode, tolerance):
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK"])
+def test_modes_become_rgb(coco, mode):
     coco.object(coco.image(40, 30, mode, (102, 102, 102)), "dog", rectangle(0, 0, 40, 30))
     picture, target = coco.convert()[0]
-    assert (picture.int() - 102).abs().max() <= tolerance
+    assert (picture.int() - 102).abs().max() <= 3
     assert target["boxes"].tolist() == [[0, 0, 400, 300]]  # enlarged ten times
-
-
-def test_exif_orientation_is_ignored(coco):
-    image = coco.image(400, 300)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    Image.new("RGB", (400, 300)).save(coco.folder / "100.png", exif=exif)
-    coco.object(image, "dog", rectangle(0, 0, 40, 30))
-    assert coco.convert()[0][1]["boxes"].tolist() == [[0, 0, 40, 30]]
 
 
 def test_what_has_no_pixel_is_left_out(coco):
@@ -216,14 +197,11 @@ def test_unknown_ids(three, key):
     assert f"annotation 901 has the unknown {key} 55" in three.error()
 
 
-def test_json_that_is_none(three):
+def test_json_that_is_none_or_of_another_kind(three):
     (three.folder / "instances.json").write_text('{"images": [')
     assert "instances.json is not valid JSON" in three.error(saved=True)
     (three.folder / "instances.json").unlink()
     assert "instances.json is missing" in three.error(saved=True)
-
-
-def test_json_of_another_kind(three):
     del three.json["images"][1]["file_name"]
     assert "item 1 of 'images' has no 'file_name'" in three.error()
     three.json.pop("categories")
@@ -248,13 +226,11 @@ def test_images_that_do_not_fit_the_json(three):
 BAD_SEGMENTATIONS = {
     "empty": [],
     "odd number of coordinates": [[1, 1, 5, 1, 5]],
-    "not numbers": [["a", 1, 5, 1, 5, 5]],
     "far outside": [[1, 1, 1e9, 1, 1e9, 5]],
     "NaN": [[1, 1, float("nan"), 1, 5, 5]],
     "size of another image": {"size": [800, 600], "counts": [480000]},
     "too few runs": {"size": [600, 800], "counts": [0, 17, 3]},
     "garbage": {"size": [600, 800], "counts": "hello world"},
-    "nothing": None,
 }
 
 
@@ -272,15 +248,13 @@ def test_options_that_leave_nothing(three):
 
 
 @pytest.mark.skipif(not MINI.is_dir(), reason="needs the photographs of coco_mini")
-@pytest.mark.parametrize("split, images, objects", [("train", 232, 1093), ("val", 74, 356)])
-def test_real_photographs(tmp_path, split, images, objects):
-    paths = ["--images", str(MINI / "images"), "--annotations", str(MINI / f"instances_{split}.json")]
-    main([*paths, "--out", str(tmp_path), "--split", split])
-    dataset = CourseDataset(tmp_path, split)
-    assert (len(dataset), sum(map(len, dataset.labels))) == (images, objects)
-    for _, target in (dataset[i] for i in range(0, images, 20)):
-        for box, mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
-            x0, y0, x1, y1 = box
+def test_real_photographs(tmp_path):
+    paths = ["--images", str(MINI / "images"), "--annotations", str(MINI / "instances_val.json")]
+    main([*paths, "--out", str(tmp_path), "--split", "val"])
+    dataset = CourseDataset(tmp_path, "val")
+    assert (len(dataset), sum(map(len, dataset.labels))) == (74, 356)
+    for _, target in (dataset[i] for i in range(0, 74, 20)):
+        for (x0, y0, x1, y1), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
             inside = mask[y0:y1, x0:x1]
             assert inside.sum() == mask.sum()  # the box holds the mask and is tight
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()

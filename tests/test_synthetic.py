@@ -67,17 +67,17 @@ def test_sizes_and_shapes_follow_the_course(label):
     for table in (synthetic.AREAS[label], synthetic.ASPECTS[label]):
         drawn = np.quantile([synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1])
         np.testing.assert_allclose(drawn, table[1:-1], rtol=0.1)
-    boxes = np.stack([mask_to_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(250)])
+    boxes = np.stack([mask_to_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(150)])
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
     assert np.median(w * h / 120_000) == pytest.approx(synthetic.AREAS[label][2], rel=0.3)
     assert np.median(w / h) == pytest.approx(synthetic.ASPECTS[label][2], rel=0.25)
 
 
 def test_class_shares_and_objects_an_image():
-    drawn = [labels for _, labels, _, _ in scenes(2, 300)]
+    drawn = [labels for _, labels, _, _ in scenes(2, 150)]
     shares = np.bincount(np.concatenate(drawn), minlength=4)[1:] / sum(map(len, drawn))
-    np.testing.assert_allclose(shares, synthetic.CLASS_SHARES, atol=0.08)
-    assert np.mean([len(labels) == 2 for labels in drawn]) == pytest.approx(synthetic.TWO_OBJECTS, abs=0.07)
+    np.testing.assert_allclose(shares, synthetic.CLASS_SHARES, atol=0.1)
+    assert np.mean([len(labels) == 2 for labels in drawn]) == pytest.approx(synthetic.TWO_OBJECTS, abs=0.1)
 
 
 def test_existing_files_are_kept(tmp_path):
