@@ -12,8 +12,8 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from lib import draw
+from lib.history import read_history
 from lib.runtime import paths
-from lib.train import read_history
 
 NO_VALUE = "–"
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", NO_VALUE: "endash"}

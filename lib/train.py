@@ -8,7 +8,6 @@ on four GPUs.
 """
 
 import argparse
-import csv
 import json
 import math
 import shutil
@@ -36,24 +35,19 @@ from lib.checkpoint import (
 from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
+from lib.history import read_history, write_history
 from lib.maskrcnn import MaskRCNN
 from lib.pretrain import pretrain_trunk
-from lib.runtime import command_errors, paths, seed_everything
+from lib.runtime import command_errors, paths, precision, seed_everything
 from lib.stages import STAGE_CLASSES
 
 _NEEDS_MASKS = ("maskhead", "joint")
 
 
 def train_stage(
-    name: str,
-    config: Config,
-    data: str | Path,
-    weights: str | Path,
-    val_data: str | Path | None = None,
-    restart: bool = False,
+    name: str, config: Config, data: str | Path, weights: str | Path, val_data: str | Path | None = None, restart=False
 ) -> list[dict]:
-    """Train one stage on the train split of `data`, on top of the stages in `weights`; returns its history, one row
-    an epoch.
+    """Train one stage on the train split of `data`, on top of the stages in `weights` -> its history, a row an epoch.
 
     `val_data` is another data set whose val split is used, where train and val images come as two sets. `restart`
     trains again a stage that is finished or half done. Raises FileNotFoundError where an earlier stage is missing.
@@ -77,11 +71,11 @@ class _Run:
     def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path, restart: bool):
         self.name, self.config, self.weights = name, config, weights
         self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
-        loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
-        self.accelerator = Accelerator(mixed_precision=precision(config), dataloader_config=loading)
-        seed_everything(config.seed)
         train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
         self.val_data = CourseDataset(val_data, "val", config)
+        loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
+        self.accelerator = Accelerator(mixed_precision=precision(config.mixed_precision), dataloader_config=loading)
+        seed_everything(config.seed)
         step_size = self.batch_size * self.accelerator.num_processes
         if len(train) < step_size:
             raise ValueError(
@@ -121,9 +115,8 @@ class _Run:
     def epoch(self, epoch: int) -> dict:
         """One pass over the train and val split -> a row of the history."""
         started = time.perf_counter()
-        seed_everything(
-            self.config.seed + 1000 * (epoch + 1) + self.accelerator.process_index
-        )  # a resumed epoch draws the same
+        seed = self.config.seed + 1000 * (epoch + 1)  # a resumed epoch draws the same
+        seed_everything(seed + self.accelerator.process_index)
         self.train_loader.set_epoch(epoch)
         self.stage.train()
         train = self._pass(self.train_loader, f"{self.name} {epoch + 1}/{self.epochs}", self._step)
@@ -149,14 +142,8 @@ class _Run:
     def _pass(self, batches: Iterable, title: str, step) -> dict[str, float]:
         """The mean of each loss over the batches of all processes, behind a progress bar."""
         sums, count = {}, 0
-        bar = tqdm(
-            batches,
-            title,
-            leave=False,
-            disable=not self.accelerator.is_main_process,
-            unit_scale=self.batch_size,
-            unit="img",
-        )
+        hidden = not self.accelerator.is_main_process
+        bar = tqdm(batches, title, leave=False, disable=hidden, unit_scale=self.batch_size, unit="img")
         for images, targets in bar:
             losses = step(images, targets)
             count += 1
@@ -232,20 +219,6 @@ def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
     return MaskRCNN(config)
 
 
-def precision(config: Config) -> str:
-    """accelerate's mixed precision: the config's, or with "auto" bf16 where the hardware multiplies in it, fp16 on
-    older GPUs.
-
-    CPUs with matrix tiles (AMX) train the convolutions in bf16 about three times as fast as in float32; others stay
-    in float32.
-    """
-    if config.mixed_precision != "auto":
-        return config.mixed_precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
-
-
 def loader(dataset: CourseDataset, batch_size: int, device: torch.device, shuffle: bool = False) -> DataLoader:
     """Batches of uint8 images; on a GPU, two processes read ahead into pinned memory."""
     gpu = device.type == "cuda"
@@ -267,20 +240,6 @@ def warmup_cosine(step: int, steps: int, warmup_fraction: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
-
-
-def write_history(weights: Path, name: str, history: list[dict]) -> None:
-    weights.mkdir(parents=True, exist_ok=True)
-    with open(weights / f"{name}_history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def read_history(weights: str | Path, name: str) -> list[dict]:
-    """The rows of a stage's history as numbers, for the learning curves."""
-    with open(Path(weights) / f"{name}_history.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def train_until(name: str, config: Config, data: str | Path, weights: str | Path) -> None:

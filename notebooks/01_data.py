@@ -679,7 +679,7 @@ bars(
 )
 axes[0, 0].set(xticks=numbers, xlabel="objects in the image", ylabel="share of images")
 axes[0, 1].set(ylabel="share of objects")
-axes[1, 0].set(xscale="log", xlim=(0.01, 1), xlabel="share of the image that the box covers")
+axes[1, 0].set(xscale="log", xlim=(min(0.01, share.quantile(0.04)), 1), xlabel="share of the image that the box covers")
 axes[1, 1].set(xscale="log", xlim=(0.2, 5), xlabel="width / height of the box")
 for ax, values, course_values, ticks in (
     (axes[1, 0], share, synthetic.AREAS, (0.01, 0.03, 0.1, 0.3, 1)),

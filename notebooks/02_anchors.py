@@ -125,7 +125,7 @@ grids = pyramid_grids(config.padded_size)
 anchors = pyramid_anchors(grids, config)
 
 # %% [markdown]
-# One cell of P4 and its three anchors, with the grid of P4 in the background:
+# One cell of P4 (the dot is its centre) and its three anchors in yellow, with the grid of P4 in the background:
 
 # %%
 level = 2
@@ -136,13 +136,13 @@ fig, ax = plt.subplots(figsize=(7, 5.4), layout="constrained")
 draw.image(ax, scenes[0])
 ax.vlines(np.arange(0, content[1], stride), 0, content[0], "white", linewidth=0.5)
 ax.hlines(np.arange(0, content[0], stride), 0, content[1], "white", linewidth=0.5)
-draw.boxes(ax, anchors[first + 3 * cell :][:3], "ignored", linewidth=2.5)
+draw.boxes(ax, anchors[first + 3 * cell :][:3], "negative", linewidth=2.5)
 draw.boxes(ax, targets[0]["boxes"], "truth", linewidth=2.5)
 ax.plot(
     (cell % columns + 0.5) * stride,
     (cell // columns + 0.5) * stride,
     "o",
-    color=draw.COLOURS["ignored"],
+    color=draw.COLOURS["negative"],
     markeredgecolor="black",
 )
 draw.legend(ax, ["truth"])
@@ -302,7 +302,7 @@ chosen = []
 for (rows, columns), stride, scale in zip(grids, STRIDES, config.anchor_scales, strict=True):
     chosen.append(anchor(min(rows, content[0] // stride) // 2, columns // 2, stride, scale, 1))
 draw.boxes(
-    ax, torch.tensor(chosen), "ignored", [f"{n}: {s:.0f}" for n, s in zip(LEVELS, config.anchor_scales, strict=True)]
+    ax, torch.tensor(chosen), "negative", [f"{n}: {s:.0f}" for n, s in zip(LEVELS, config.anchor_scales, strict=True)]
 )
 draw.boxes(ax, targets[0]["boxes"], "truth", linewidth=2.5)
 draw.legend(ax, ["truth"])

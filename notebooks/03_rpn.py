@@ -84,8 +84,9 @@ from lib import boxes, draw, report, rpn
 from lib.anchors import LEVELS, STRIDES, pyramid_anchors, pyramid_grids
 from lib.checkpoint import load_model
 from lib.data import CourseDataset, collate, prepare
+from lib.history import read_history
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, sample
-from lib.train import loader, read_history, train_until
+from lib.train import loader, train_until
 
 
 def show(*pieces):

@@ -9,13 +9,13 @@ import pytest
 from lib import runtime
 
 FLOORS = (
-    {"config", "runtime", "boxes", "matching", "roi_align", "draw", "synthetic_shapes"},
+    {"config", "runtime", "boxes", "matching", "roi_align", "draw", "history", "safe_npy", "synthetic_shapes"},
     {"data", "backbone", "anchors"},
-    {"synthetic", "coco", "rpn", "boxhead", "maskhead"},
+    {"synthetic", "coco", "pretrain", "rpn", "boxhead", "maskhead"},
     {"maskrcnn"},
     {"checkpoint", "stages"},
-    {"evaluate", "predict"},
-    {"train"},
+    {"evaluate"},
+    {"train", "predict"},
     {"browser", "report", "run", "badges"},
 )
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

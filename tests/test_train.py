@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from lib import train
 from lib.checkpoint import load_model, stage_path
 from lib.config import STAGES
+from lib.history import read_history, write_history
 from lib.runtime import root
-from lib.train import main, read_history, train_stage, warmup_cosine, write_history
+from lib.train import main, train_stage, warmup_cosine
 
 LOSSES = {
     "rpn": ["rpn_objectness", "rpn_box"],
