@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from lib.boxes import mask_to_box
 from lib.config import CLASS_NAMES
-from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, SPLITS, CourseWriter, write_split
+from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, CourseWriter
 from lib.runtime import command_errors
+from lib.split import SPLITS, write_split
 
 CATEGORIES = {
     "vehicle": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),

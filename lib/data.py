@@ -8,10 +8,8 @@ arrays with one entry an image. Targets follow torchvision's detection conventio
 `image_id`.
 """
 
-import json
 import os
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -23,6 +21,7 @@ from torch import Tensor
 from lib.boxes import flip_boxes, scale_boxes
 from lib.config import NUM_CLASSES, Config
 from lib.safe_npy import load_object_array
+from lib.split import SPLIT_FILE, load_split
 
 IMAGE_HEIGHT, IMAGE_WIDTH = 300, 400
 FILES = {
@@ -31,8 +30,6 @@ FILES = {
     "labels": "hw3_mycocodata_labels_comp_zlib.npy",
     "boxes": "hw3_mycocodata_bboxes_comp_zlib.npy",
 }
-SPLIT_FILE = "split.json"
-SPLITS = ("train", "val", "test")
 _PROBED_MASKS = 16  # masks that are compared with their boxes when a data set is opened
 
 
@@ -144,32 +141,6 @@ def _mask_fits_box(mask: np.ndarray, box: np.ndarray) -> bool:
     ys, xs = np.nonzero(mask)
     inside = (xs >= box[0] - 1) & (xs <= box[2] + 1) & (ys >= box[1] - 1) & (ys <= box[3] + 1)
     return len(xs) == 0 or bool(inside.mean() >= 0.5)
-
-
-def load_split(folder: str | Path, count: int, config: Config) -> dict[str, list[int]]:
-    """The stored train/val/test indices of a data set; a seeded split is drawn and stored on first use."""
-    path = Path(folder) / SPLIT_FILE
-    if path.is_file():
-        split = json.loads(path.read_text())
-        if sorted(i for name in SPLITS for i in split.get(name, ())) != list(range(count)):
-            raise ValueError(
-                f"{path} does not divide the {count} images of this folder into {SPLITS}: delete it to draw a new one"
-            )
-        return split
-    order = list(range(count))
-    random.Random(config.seed).shuffle(order)
-    val, test = round(count * config.val_fraction), round(count * config.test_fraction)
-    split = {"train": sorted(order[val + test :]), "val": sorted(order[:val]), "test": sorted(order[val : val + test])}
-    write_split(folder, split)
-    return split
-
-
-def write_split(folder: str | Path, indices: Mapping[str, Sequence[int]]) -> None:
-    """Store the indices of each split beside the four files."""
-    path = Path(folder) / SPLIT_FILE
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({name: list(indices.get(name, ())) for name in SPLITS}))
-    partial.replace(path)
 
 
 class CourseWriter:

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from lib.checkpoint import last_trained, load_model
 from lib.config import CLASS_NAMES, STAGES
-from lib.data import IMAGE_HEIGHT, IMAGE_WIDTH, SPLIT_FILE, CourseDataset, collate
+from lib.data import IMAGE_HEIGHT, IMAGE_WIDTH, CourseDataset, collate
 from lib.maskrcnn import MaskRCNN
 from lib.runtime import command_errors, device
+from lib.split import SPLIT_FILE
 
 UNDEFINED = -1  # pycocotools' mark for a score without objects
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES) if i]
