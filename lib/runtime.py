@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-SCREEN_DPI = 80  # figures inside a notebook
+SCREEN_DPI = 72  # figures inside a notebook
 REPORT_DPI = 150  # the PNG exported for the report; the PDF is vector graphics
 DRIVE = Path("/content/drive")
 DRIVE_FOLDER = DRIVE / "MyDrive" / "maskrcnn"
