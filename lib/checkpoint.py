@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lib.config import STAGES, Config
 from lib.maskrcnn import MaskRCNN
 
+_LATER_PARTS = {"rpn": ("box_", "mask_", "roi_", "canonical_"), "boxhead": ("mask_",)}  # prefixes of config fields
 _PARTS = {"rpn": ("rpn.",), "boxhead": ("box_head.",), "maskhead": ("mask_head.",), "joint": ("",)}
 
 
@@ -119,11 +120,10 @@ def is_current(weights: str | Path, stage: str, config: Config) -> bool:
 
 
 def stage_fields(config: Config, stage: str) -> dict:
-    """The config as far as it concerns this stage's training: without the epochs, batch sizes and rates of other
-    stages.
-    """
+    """The config as far as it concerns this stage's training: without later parts' numbers and others' schedules."""
     others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr")}
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
+    later = _LATER_PARTS.get(stage, ())
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in others and not k.startswith(later)}
 
 
 def built_on(weights: str | Path, stage: str) -> str:

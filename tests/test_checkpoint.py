@@ -113,6 +113,7 @@ def test_parts_that_do_not_fit(weights, config, backbone, tiny_model):
     [
         ({}, True),
         ({"rpn_epochs": 99, "joint_lr": 0.5}, True),  # other stages' schedules
+        ({"mask_hidden": 8}, True),  # a later part
         ({"boxhead_epochs": 99}, False),
         ({"box_hidden": 8}, False),
     ],
