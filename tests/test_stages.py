@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib.config import STAGES
+from lib.config import PROFILES, STAGES
 from lib.data import CourseDataset, collate, prepare
 from lib.stages import STAGE_CLASSES, weighted
 
@@ -71,7 +71,7 @@ def running_statistics(model) -> dict[str, torch.Tensor]:
     ],
 )
 def test_batchnorm_statistics_move_only_where_they_learn(tiny_model, batch, name, trunk, moves):
-    model = tiny_model(trunk_batchnorm=trunk)
+    model = tiny_model(trunk_batchnorm=trunk, rpn_trains="all")
     before = running_statistics(model)
     stage = STAGE_CLASSES[name](model).train()
     stage(*batch)
@@ -147,4 +147,4 @@ def test_weights_of_the_losses(config):
     ones = {k: torch.ones(()) for k in ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")}
     got = weighted(ones, config.replace(rpn_box_weight=2.0, box_loss_weight=3.0, mask_loss_weight=4.0))
     assert_close(list(got.values()), [torch.tensor(v) for v in (1.0, 2.0, 1.0, 3.0, 4.0)])
-    assert math.isclose(config.rpn_box_weight, 1.0)  # §4.5: equal weights
+    assert math.isclose(PROFILES["course"].rpn_box_weight, 1.0)  # §4.5: equal weights
