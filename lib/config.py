@@ -1,7 +1,8 @@
 """Every number of the assignment, in one frozen dataclass with two profiles.
 
 `course` is the assignment sheet as printed. `demo` is the same system scaled down so that a CPU learns it in minutes:
-smaller images, a narrower pyramid and a ResNet-18 that starts from random weights and therefore learns with the RPN.
+smaller images, a narrower pyramid and a ResNet-18 that starts from random weights; it learns to classify crops first
+(stage 0) and learns from whole images in the joint stage.
 
 Any field can be overridden: `load_config("demo", ["rpn_epochs=2"])` in a notebook, `--set rpn_epochs=2` on the command
 line, or `MASKRCNN_SET="rpn_epochs=2 ..."` in the environment.

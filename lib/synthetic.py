@@ -1,6 +1,6 @@
 """Made-up scenes in the four-course-file format, so that everything runs before any photograph is there.
 
-    python -m lib.synthetic --out data/synthetic --images 900 --seed 0
+    python -m lib.synthetic --out data/synthetic --images 1500 --seed 0
 
 A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
 something in front of them. `lib.synthetic_shapes` has the figures; here they are posed, painted, laid out and written.
@@ -238,7 +238,7 @@ def write_scenes(out: str | Path, images: int, seed: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m lib.synthetic", description="Write scenes as course files.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
-    parser.add_argument("--images", type=int, default=900, help="how many scenes (default 900)")
+    parser.add_argument("--images", type=int, default=1500, help="how many scenes (default 1500)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
     write_scenes(**vars(parser.parse_args(argv)))
 
