@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint format badges clean clean-weights
+.PHONY: run test lint format badges clean clean-cache clean-weights
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: requirements.txt
@@ -36,6 +36,9 @@ badges: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+clean-cache: $(VENV)/.installed
+	$(BIN)/python -m lib.cache --remove
 
 clean-weights:
 	rm -rf weights/demo

@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
 from lib.config import NUM_CLASSES, Config
-from lib.matching import match_proposals, sample
+from lib.matching import match_proposals, sample, take
 
 
 class BoxHead(nn.Module):
@@ -48,21 +48,26 @@ def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: 
     return labels, boxes
 
 
-def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
-    """The minibatch of §6.3: M proposals over all images, objects to background as close to 3 : 1 as there are objects.
+def proposal_candidates(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
+    """What a minibatch can be drawn from: the R proposals of all images with their targets.
 
-    Returns `rois` (M, 4), `images` (M,) the image of each, `labels` (M,) and `deltas` (M, 4), zero for background.
+    Returns `rois` (R, 4), `images` (R,) the image of each, `labels` (R,) and `deltas` (R, 4), zero for background.
     """
-    rois, images = stack_rois([p["boxes"] for p in proposals])
-    pairs = [box_targets(p["boxes"], t["boxes"], t["labels"], config) for p, t in zip(proposals, targets, strict=True)]
+    proposed = [p["boxes"] for p in proposals]
+    if config.box_adds_truth:
+        proposed = [torch.cat([p, t["boxes"]]) for p, t in zip(proposed, targets, strict=True)]
+    rois, images = stack_rois(proposed)
+    pairs = [box_targets(p, t["boxes"], t["labels"], config) for p, t in zip(proposed, targets, strict=True)]
     labels, boxes = (torch.cat(column) for column in zip(*pairs, strict=True))
-    chosen = sample(labels, config.box_batch_samples, config.box_positive_fraction)
-    return {
-        "rois": rois[chosen],
-        "images": images[chosen],
-        "labels": labels[chosen],
-        "deltas": encode(boxes[chosen], rois[chosen]),
-    }
+    return {"rois": rois, "images": images, "labels": labels, "deltas": encode(boxes, rois)}
+
+
+def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
+    """The minibatch of §6.3: M candidates over all images, objects to background as close to 3 : 1 as there are
+    objects.
+    """
+    candidates = proposal_candidates(proposals, targets, config)
+    return take(candidates, sample(candidates["labels"], config.box_batch_samples, config.box_positive_fraction))
 
 
 def stack_rois(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,9 @@ def stack_rois(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(list(boxes)), torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
 
 
-def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor) -> dict[str, Tensor]:
+def box_loss(
+    logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
+) -> dict[str, Tensor]:
     """Both losses of §6.3, each a sum divided by the M proposals: logits (M, K + 1), deltas (M, K, 4) -> two scalars.
 
     The regressor is judged on the deltas of the true class alone, and not at all for background.
@@ -79,7 +86,8 @@ def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tens
     count = max(len(labels), 1)
     positive = (labels > 0).nonzero().flatten()
     classification = F.cross_entropy(logits, labels, reduction="sum")
-    regression = F.smooth_l1_loss(deltas[positive, labels[positive] - 1], target_deltas[positive], reduction="sum")
+    predicted = deltas[positive, labels[positive] - 1]
+    regression = F.smooth_l1_loss(predicted, target_deltas[positive], reduction="sum", beta=beta)
     return {"box_class": classification / count, "box_regression": regression / count}
 
 
@@ -94,8 +102,10 @@ def refine(
     (height, width), then the top K', NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
     """
     detections = []
-    for boxes, labels, scores, is_object in _best_class(logits, deltas, proposals):
+    candidates = _every_class if config.box_score_threshold > 0 else _best_class
+    for boxes, labels, scores, is_object in candidates(logits, deltas, proposals):
         boxes = clip(boxes, *content)
+        is_object = is_object & (scores > config.box_score_threshold)
         keep = is_object & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(dim=1)
         keep = _top(boxes, labels, scores, keep, config.box_pre_nms_test, config.box_post_nms_test, config)
         detections.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
@@ -121,6 +131,8 @@ def refine_for_training(
         object_of, matched = match_proposals(
             iou_matrix(boxes, target["boxes"]), target["labels"], config.mask_positive_iou
         )
+        if config.cross_boundary == "clip":
+            boxes = clip(boxes, *content)
         keep = inside(boxes, *content) & (object_of > 0)
         keep = _top(boxes, labels, scores, keep, config.box_pre_nms_train, config.box_post_nms_train, config)
         chosen.append({"boxes": boxes[keep], "labels": object_of[keep], "matched": matched[keep]})
@@ -138,6 +150,16 @@ def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
     boxes = decode(chosen, torch.cat(list(proposals)))
     counts = [len(p) for p in proposals]
     return zip(*(v.split(counts) for v in (boxes, labels + 1, scores, is_object)), strict=True)
+
+
+def _every_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
+    """For each image the same for every class of every proposal: boxes (R K, 4), labels, probabilities, all objects."""
+    scores = logits.float().softmax(dim=1)[:, 1:]
+    boxes = decode(deltas.float(), torch.cat(list(proposals))[:, None])  # (R, K, 4)
+    labels = torch.arange(1, NUM_CLASSES + 1, device=logits.device).expand_as(scores)
+    counts = [len(p) * NUM_CLASSES for p in proposals]
+    columns = (boxes.flatten(0, 1), labels.flatten(), scores.flatten(), torch.ones_like(labels, dtype=bool).flatten())
+    return zip(*(v.split(counts) for v in columns), strict=True)
 
 
 def _top(

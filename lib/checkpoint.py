@@ -116,12 +116,12 @@ def is_current(weights: str | Path, stage: str, config: Config) -> bool:
         stored = Config.from_json(read_metadata(stage_path(weights, stage))["config"])
     except (FileNotFoundError, ValueError):
         return False
-    return stage_fields(stored, stage) == stage_fields(config, stage)
+    return stage_fields(stored, stage) == stage_fields(config.of_stage(stage), stage)
 
 
 def stage_fields(config: Config, stage: str) -> dict:
     """The config as far as it concerns this stage's training: without later parts' numbers and others' schedules."""
-    others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr")}
+    others = {f"{s}_{field}" for s in STAGES if s != stage for field in ("epochs", "batch_size", "lr", "changes")}
     later = _LATER_PARTS.get(stage, ())
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in others and not k.startswith(later)}
 

@@ -20,7 +20,21 @@ CLASS_NAMES = ("background", "vehicle", "person", "animal")
 NUM_CLASSES = len(CLASS_NAMES) - 1  # C: the classes of objects, background not counted
 STAGES = ("rpn", "boxhead", "maskhead", "joint")  # in the order in which they are trained
 _CHOICES = {name: ("none", "fpn", "all") for name in ("rpn_trains", "joint_trains")}
+_CHOICES |= {"cross_boundary": ("remove", "clip")}
 _CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto", "no", "fp16", "bf16")}
+
+
+# What joint fine-tuning does otherwise than the sheet: each entry has its row in the ablation table of 06_eval.
+JOINT_CHANGES = (
+    "cross_boundary=clip",
+    "box_adds_truth=True",
+    "box_positive_iou=0.5",
+    "box_positive_fraction=0.25",
+    "smooth_l1_beta=0.1",
+    "rpn_box_weight=2",
+    "box_loss_weight=2",
+    "box_score_threshold=0.05",
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +69,15 @@ class Config:
     trunk_batchnorm: str = "frozen"  # "frozen": stored statistics and scales; "trained": learns when the trunk does
 
     # anchors (§4.1, §4.2)
+    cross_boundary: str = "remove"  # in training, anchors and boxes that cross the image's boundary: "remove" as
+    # printed, or keep the anchors and "clip" the boxes as in testing
     anchor_scales: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # sqrt(w h), one for each of P2 ... P6
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # w / h
     rpn_positive_iou: float = 0.7
     rpn_negative_iou: float = 0.3
 
     # region proposal network (§4.3 - §4.6)
+    smooth_l1_beta: float = 1.0  # where smooth L1 turns from quadratic to linear, in the RPN and in the box head (§4.4)
     rpn_batch_samples: int = 512  # M, over the whole batch of images
     rpn_positive_fraction: float = 0.5
     rpn_box_weight: float = 1.0  # both losses are averaged over the M anchors: equal weights (§4.5)
@@ -78,11 +95,15 @@ class Config:
     # box head (§6)
     box_pool_size: int = 7  # P
     box_hidden: int = 1024
+    box_adds_truth: bool = False  # the objects' own boxes join the proposals in training, so that none goes unseen
     box_positive_iou: float = 0.4
     box_batch_samples: int = 512  # over the whole batch of images
     box_positive_fraction: float = 0.75  # 3 : 1, objects to background
     box_loss_weight: float = 10.0  # brings the regressor's loss to the size of the classifier's (§6.4)
     box_nms_iou: float = 0.5
+    box_score_threshold: float = (
+        0.0  # 0: a proposal's most probable class, if not background (§6.5); else each above it
+    )
     box_pre_nms_train: int = 200  # K' and N' (§6.5)
     box_post_nms_train: int = 100
     box_pre_nms_test: int = 300
@@ -96,6 +117,13 @@ class Config:
     mask_loss_weight: float = 1.0
 
     # training (§4.5, §6.4, §7.4, §8)
+    joint_changes: tuple[str, ...] = (  # what the joint stage, and the system after it, does otherwise
+        *JOINT_CHANGES,
+        "rpn_batch_samples=1024",
+        "box_batch_samples=1024",
+        "box_pre_nms_test=1000",
+        "box_loss_weight=5",
+    )
     rpn_epochs: int = 8
     boxhead_epochs: int = 8
     maskhead_epochs: int = 8
@@ -122,6 +150,14 @@ class Config:
     def replace(self, **fields) -> "Config":
         """A copy with these fields changed; ValueError names a field that does not exist or a value of another type."""
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in fields.items()})
+
+    def override(self, pairs: Iterable[str]) -> "Config":
+        """A copy with `field=value` overrides as the command line gives them; ValueError like `replace`."""
+        return self.replace(**dict(_parsed(pair) for pair in pairs))
+
+    def of_stage(self, stage: str) -> "Config":
+        """The config under which a stage trains: this one, and in the joint stage its `joint_changes`."""
+        return self.override(self.joint_changes) if stage == "joint" else self
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -160,13 +196,14 @@ PROFILES = {
         rpn_epochs=3,
         boxhead_epochs=1,
         maskhead_epochs=2,
-        joint_epochs=8,
+        joint_epochs=7,
         rpn_batch_size=8,
         boxhead_batch_size=8,
         maskhead_batch_size=8,
         boxhead_lr=5e-4,
         maskhead_lr=1e-3,
         joint_lr=4e-4,
+        joint_changes=(*JOINT_CHANGES, "box_batch_samples=512"),
         eval_batch_size=8,
     ),
 }
@@ -176,8 +213,7 @@ def load_config(profile: str = "demo", overrides: Iterable[str] = ()) -> Config:
     """The profile's config with `field=value` overrides, those of the environment's MASKRCNN_SET first."""
     if profile not in PROFILES:
         raise ValueError(f"there is no profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    pairs = [*os.environ.get("MASKRCNN_SET", "").split(), *overrides]
-    return PROFILES[profile].replace(**dict(_parsed(pair) for pair in pairs))
+    return PROFILES[profile].override([*os.environ.get("MASKRCNN_SET", "").split(), *overrides])
 
 
 def _parsed(pair: str) -> tuple[str, object]:
@@ -198,6 +234,8 @@ def _checked(name: str, value: object) -> object:
     default = getattr(Config(), name)
     if value not in _CHOICES.get(name, (value,)):
         raise ValueError(f"config field {name!r} takes one of {', '.join(_CHOICES[name])}, not {value!r}")
+    if name == "joint_changes" and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return tuple(value)
     if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(type(v) in (int, float) for v in value):
         return tuple(float(v) for v in value)
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -16,7 +16,7 @@ from lib.boxes import clip, scale_boxes
 from lib.boxhead import BoxHead, refine, stack_rois
 from lib.config import Config
 from lib.data import content_size, preprocess_images
-from lib.maskhead import MaskHead, class_masks, paste_masks
+from lib.maskhead import MaskHead, paste_masks
 from lib.roi_align import pool, pyramid_level
 from lib.rpn import RPNHead, propose
 
@@ -70,7 +70,7 @@ class MaskRCNN(nn.Module):
         (§7).
         """
         pooled = self.pool(features, *stack_rois(boxes), self.config.mask_pool_size)
-        masks = class_masks(self.mask_head(pooled), torch.cat(list(labels))).float().sigmoid()
+        masks = self.mask_head.of_class(pooled, torch.cat(list(labels))).float().sigmoid()
         return list(masks.split([len(b) for b in boxes]))
 
     @torch.no_grad()
@@ -82,9 +82,18 @@ class MaskRCNN(nn.Module):
         come along. `upto` names the last trained stage: "rpn" gives proposals alone, "boxhead" no masks. Set the
         module to eval mode first.
         """
+        results = self.find(images, upto)
+        for found in results:
+            if "masks" in found:
+                size = tuple(images.shape[-2:])
+                found["masks"] = paste_masks(found["masks"], found["boxes"], size, self.config.mask_threshold)
+        return results
+
+    @torch.no_grad()
+    def find(self, images: Tensor, upto: str = "joint") -> list[dict[str, Tensor]]:
+        """The same with `masks` as the mask head gives them, probabilities (D, 28, 28) in their boxes."""
         size = tuple(images.shape[-2:])
         content = content_size(*size, self.config)
-        x_scale, y_scale = size[1] / content[1], size[0] / content[0]
         features = self.features(preprocess_images(images, self.config))
         proposals = self.propose(features, content)
         boxes = [p["boxes"] for p in proposals]
@@ -92,20 +101,12 @@ class MaskRCNN(nn.Module):
         if upto in ("maskhead", "joint"):
             masks = self.segment(features, [r["boxes"] for r in results], [r["labels"] for r in results])
             results = [{**r, "masks": m} for r, m in zip(results, masks, strict=True)]
-        return [
-            self._in_original_frame(
-                {**r, "proposals": p["boxes"], "proposal_scores": p["scores"]}, size, x_scale, y_scale
-            )
+        results = [
+            {**r, "proposals": p["boxes"], "proposal_scores": p["scores"]}
             for r, p in zip(results, proposals, strict=True)
         ]
-
-    def _in_original_frame(
-        self, result: dict[str, Tensor], size: tuple[int, int], x_scale: float, y_scale: float
-    ) -> dict:
-        boxes = {
-            k: clip(scale_boxes(result[k], x_scale, y_scale), *size) for k in ("boxes", "proposals") if k in result
-        }
-        result |= boxes
-        if "masks" in result:
-            result["masks"] = paste_masks(result["masks"], result["boxes"], size, self.config.mask_threshold)
-        return result
+        x_scale, y_scale = size[1] / content[1], size[0] / content[0]
+        for found in results:
+            for name in {"boxes", "proposals"} & set(found):
+                found[name] = clip(scale_boxes(found[name], x_scale, y_scale), *size)
+        return results

@@ -53,5 +53,20 @@ def sample(labels: Tensor, size: int, positive_fraction: float) -> Tensor:
     return torch.cat([positive, _choose(negative, size - len(positive))])
 
 
+def superset(labels: Tensor, size: int, positive_fraction: float, images: int, times: int) -> Tensor:
+    """Of one image's candidates, indices of those that many minibatches over `images` images can be drawn from.
+
+    As many positives as a minibatch of `size` may take, and `times` the image's share of negatives, drawn at random.
+    """
+    positive, negative = (labels > NEGATIVE).nonzero().flatten(), (labels == NEGATIVE).nonzero().flatten()
+    positive, share = _choose(positive, round(size * positive_fraction)), times * -(-size // images)
+    return torch.cat([positive, _choose(negative, max(share - len(positive), round(share * (1 - positive_fraction))))])
+
+
+def take(columns: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """These rows of every column."""
+    return {name: column[rows] for name, column in columns.items()}
+
+
 def _choose(indices: Tensor, count: int) -> Tensor:
     return indices[torch.randperm(len(indices), device=indices.device)[:count]]

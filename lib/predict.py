@@ -21,8 +21,10 @@ from lib import draw
 from lib.checkpoint import last_trained, load_model
 from lib.config import CLASS_NAMES
 from lib.evaluate import CATEGORIES, box_results, encode_masks, write_metrics
+from lib.fast import for_inference
+from lib.maskhead import paste_masks
 from lib.maskrcnn import MaskRCNN
-from lib.runtime import command_errors, device
+from lib.runtime import command_errors, device, keep_memory
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -42,9 +44,12 @@ def read_picture(path: Path) -> np.ndarray:
 
 def predict(model: MaskRCNN, picture: np.ndarray, stage: str, threshold: float) -> dict[str, torch.Tensor]:
     """The detections in a picture (3, H, W) that score at least `threshold`: boxes (D, 4), labels, scores, masks."""
-    found = model(torch.from_numpy(picture)[None].to(next(model.parameters()).device), stage)[0]
+    found = model.find(torch.from_numpy(picture)[None].to(next(model.parameters()).device), stage)[0]
     keep = found["scores"] >= threshold
-    return {k: found[k][keep].cpu() for k in ("boxes", "labels", "scores", "masks") if k in found}
+    found = {k: found[k][keep].cpu() for k in ("boxes", "labels", "scores", "masks") if k in found}
+    if "masks" in found:
+        found["masks"] = paste_masks(found["masks"], found["boxes"], picture.shape[1:], model.config.mask_threshold)
+    return found
 
 
 def save_overlay(picture: np.ndarray, found: dict, path: Path) -> None:
@@ -87,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.weights} has no box head: `python -m lib.train all --weights {args.weights}`")
     if stage == "boxhead":
         print(f"{args.weights} has no mask head: boxes only")
-    model = load_model(args.weights, stage).to(device())
+    keep_memory()
+    model = for_inference(load_model(args.weights, stage).to(device()))
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = zip(tqdm(args.pictures, "predict", unit="picture"), overlay_paths(args.pictures, args.out), strict=True)
     for n, (path, overlay) in enumerate(pictures):

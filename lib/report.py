@@ -38,6 +38,12 @@ def save_table(rows: Sequence[Mapping], name: str, folder: Path | str | None = N
     return [*written, part.replace(folder / f"{name}.tex")]
 
 
+def read_table(name: str, folder: Path | str | None = None) -> list[dict]:
+    """The rows of a table that `save_table` wrote, their values as text. FileNotFoundError names a missing one."""
+    with open(Path(folder or paths().figures) / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def markdown(rows: Sequence[Mapping]) -> Markdown:
     """The table as a notebook shows it. Raises ValueError like `save_table`."""
     head, *body = ([cell.replace("|", r"\|") for cell in row] for row in _cells(rows))

@@ -6,8 +6,7 @@
 
 A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a
 feature map stored as a table of rows, one row of C channels a pixel, a pooled value is one weighted sum of 4 S S
-rows. `embedding_bag` does just that, for all RoIs of all images on all levels in one call, and knows its own
-gradient.
+rows. `embedding_bag` does just that, for all RoIs of all images on a level in one call, and knows its own gradient.
 """
 
 from collections.abc import Sequence
@@ -23,10 +22,23 @@ def roi_align(
     """Pool each RoI from one feature map: features (B, C, H, W), rois (R, 4) -> (R, C, P, P) with P = `size`.
 
     `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
-    sampling ratio of `samples`. Mask R-CNN (He et al. 2017), section 3; §5.1.
+    sampling ratio of `samples`. Differentiable in the features, not in the RoIs. Mask R-CNN (He et al. 2017), section
+    3; §5.1.
     """
-    levels = torch.zeros_like(images)
-    return pool([features], [scale], rois, images, levels, size, samples)
+    channels, height, width = features.shape[1:]
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B H W, C), a view where the channels come last
+    boxes = rois * scale - 0.5
+    y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, PS, 2)
+    x, x_weight = _bilinear(_sample_points(boxes[:, 0], boxes[:, 2], size, samples), width)
+
+    # one bag a cell: the 2S rows by 2S columns of pixels that its samples touch
+    y = images[:, None, None] * height * width + y * width
+    y, y_weight = ((v.view(-1, size, 1, 2 * samples, 1)) for v in (y, y_weight))
+    x, x_weight = ((v.view(-1, 1, size, 1, 2 * samples)) for v in (x, x_weight))
+    rows = (y + x).flatten(3).flatten(0, 2)  # (R P P, 4 S S)
+    weights = (y_weight * x_weight / samples**2).flatten(3).flatten(0, 2).to(table.dtype)
+    pooled = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+    return pooled.view(-1, size, size, channels).permute(0, 3, 1, 2)
 
 
 def pool(
@@ -40,26 +52,13 @@ def pool(
 ) -> Tensor:
     """RoIAlign of each RoI on its own level of a pyramid: L maps (B, C, Hl, Wl) -> (R, C, P, P).
 
-    `levels` (R,) int64 indexes `features` and `scales`. Differentiable in the features, not in the RoIs.
+    `levels` (R,) int64 indexes `features` and `scales`.
     """
-    channels = features[0].shape[1]
-    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])  # (sum B Hl Wl, C)
-    shapes = torch.tensor([(f.shape[2], f.shape[3], f.shape[0] * f.shape[2] * f.shape[3]) for f in features])
-    heights, widths, counts = shapes.to(rois.device).unbind(1)
-    height, width = heights[levels, None], widths[levels, None]  # (R, 1)
-    first = (counts.cumsum(0) - counts)[levels, None] + images[:, None] * height * width  # row of pixel (0, 0)
-
-    boxes = rois * torch.tensor(scales, dtype=rois.dtype, device=rois.device)[levels, None] - 0.5
-    y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, PS, 2)
-    x, x_weight = _bilinear(_sample_points(boxes[:, 0], boxes[:, 2], size, samples), width)
-
-    # one bag a cell: the 2S rows by 2S columns of pixels that its samples touch
-    y, y_weight = ((v.view(-1, size, 1, 2 * samples, 1)) for v in (first[..., None] + y * width[..., None], y_weight))
-    x, x_weight = ((v.view(-1, 1, size, 1, 2 * samples)) for v in (x, x_weight))
-    rows = (y + x).flatten(3).flatten(0, 2)  # (R P P, 4 S S)
-    weights = (y_weight * x_weight / samples**2).flatten(3).flatten(0, 2).to(table.dtype)
-    pooled = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
-    return pooled.view(-1, size, size, channels).permute(0, 3, 1, 2)
+    pooled = features[0].new_empty(len(rois), size, size, features[0].shape[1])
+    for level, (f, scale) in enumerate(zip(features, scales, strict=True)):
+        part = (levels == level).nonzero().flatten()
+        pooled[part] = roi_align(f, rois[part], images[part], size, scale, samples).permute(0, 2, 3, 1)
+    return pooled.permute(0, 3, 1, 2)
 
 
 def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tensor:
@@ -68,16 +67,16 @@ def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tenso
     return start[:, None] + (end - start)[:, None] * steps
 
 
-def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+def _bilinear(points: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
     """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS,
     2).
 
     Within one pixel of the border the value continues constantly; further out it is zero.
     """
     within = (points >= -1) & (points <= length)
-    points = points.clamp(min=0).minimum(length - 1.0)
+    points = points.clamp(min=0).clamp(max=length - 1)
     low = points.floor().long()
-    high = (low + 1).minimum(length - 1)
+    high = (low + 1).clamp(max=length - 1)
     fraction = points - low
     weights = torch.stack([1 - fraction, fraction], dim=-1) * within[..., None]
     return torch.stack([low, high], dim=-1), weights

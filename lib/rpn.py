@@ -6,7 +6,8 @@
 Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
 Training therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making
 proposals. The BatchNorm is one for all levels: it learns its statistics over the sampled positions of all levels
-together and applies them, stored, everywhere.
+together and applies them, stored, everywhere. A cache of such neighbourhoods (`lib.cache`) therefore changes nothing
+for it; and sampled positions, half of them on objects where there are enough, serve recall no worse than whole maps.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from lib.assign import assign_anchors
 from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
 from lib.config import Config
-from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
+from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample, take
 
 
 class RPNHead(nn.Module):
@@ -47,14 +49,15 @@ class RPNHead(nn.Module):
         """The same prediction for M anchors: 3 x 3 neighbourhoods (M, C, 3, 3), slot in the cell (M,) -> (M,), (M,
         4).
         """
-        hidden = F.conv2d(patches, self.conv.weight, self.conv.bias)  # (M, C, 1, 1)
+        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # at one position the convolution is a linear map
+        hidden = F.linear(patches.permute(0, 2, 3, 1).flatten(1), weight, self.conv.bias)[..., None, None]
         logits, deltas = self._predict(hidden)
         rows = torch.arange(len(slots), device=slots.device)
         return logits.flatten(1)[rows, slots], deltas.reshape(len(slots), logits.shape[-1], 4)[rows, slots]
 
     def _predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, Sy, Sx) -> logits (B, Sy, Sx, K), deltas (B, Sy, Sx, 4 K)."""
-        hidden = F.relu(self.norm(hidden))
+        hidden = F.relu_(self.norm(hidden))
         return self.objectness(hidden).permute(0, 2, 3, 1), self.regressor(hidden).permute(0, 2, 3, 1)
 
 
@@ -63,22 +66,26 @@ def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, 
 
     `features` are the pyramid's maps (B, C, Sy, Sx), `anchors` (M,) int64 indices in the order of the pyramid.
     """
-    channels = features[0].shape[1]
-    shapes = torch.tensor([f.shape[2:] for f in features]).to(anchors.device)  # (L, 2)
-    cells = shapes.prod(1)
+    cells = torch.tensor([f.shape[2] * f.shape[3] for f in features])
+    ends = cells.cumsum(0).to(anchors.device)
     cell = anchors // anchors_per_cell
-    level = torch.bucketize(cell, cells.cumsum(0), right=True)
-    cell = cell - (cells.cumsum(0) - cells)[level]
-    height, width = shapes[level].unbind(1)
+    level = torch.bucketize(cell, ends, right=True)
+    cell = cell - (ends - cells.to(ends.device))[level]
+    parts = [(level == number).nonzero().flatten() for number in range(len(features))]  # the pairs of each level
+    patches = [_patches(f, images[part], cell[part]) for f, part in zip(features, parts, strict=True)]
+    return torch.cat(patches)[torch.cat(parts).argsort()].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
-    # all maps, each with a border of zeros, as one table of rows (sum B (Sy + 2) (Sx + 2), C)
-    table = torch.cat([F.pad(f, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
-    padded = (shapes + 2).prod(1)
-    first = len(features[0]) * (padded.cumsum(0) - padded)[level] + images * padded[level]
-    corner = first + cell // width * (width + 2) + cell % width  # top left of the neighbourhood
-    step = torch.arange(3, device=anchors.device)
-    rows = corner[:, None, None] + step[:, None] * (width + 2)[:, None, None] + step
-    return F.embedding(rows, table).permute(0, 3, 1, 2)
+
+def _patches(features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
+    """The 3 x 3 cells around N (image, cell) pairs of one map (B, C, Sy, Sx), row by row, zero outside: (N, 9, C)."""
+    channels, height, width = features.shape[1:]
+    offset = torch.arange(9, device=cells.device)
+    y = (cells // width)[:, None] + offset // 3 - 1
+    x = (cells % width)[:, None] + offset % 3 - 1
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    rows = (images[:, None] * height + y.clamp(0, height - 1)) * width + x.clamp(0, width - 1)
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # a view where the channels come last in memory
+    return F.embedding(rows, table).masked_fill(outside[..., None], 0)
 
 
 def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: tuple[int, int], config: Config) -> tuple[Tensor, Tensor]:
@@ -89,7 +96,8 @@ def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: tuple[int, int], con
     """
     labels = torch.full((len(anchors),), IGNORED, device=anchors.device)
     boxes = anchors.clone()
-    valid = inside(anchors, *content).nonzero().flatten()
+    removed = config.cross_boundary == "remove"
+    valid = (inside(anchors, *content) if removed else anchors.new_ones(len(anchors), dtype=bool)).nonzero().flatten()
     labels[valid], matched = match_anchors(
         iou_matrix(anchors[valid], gt_boxes), config.rpn_positive_iou, config.rpn_negative_iou
     )
@@ -98,35 +106,63 @@ def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: tuple[int, int], con
     return labels, boxes
 
 
-def sample_rpn(
+def anchor_candidates(
     features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
 ) -> dict[str, Tensor]:
-    """What the RPN learns from in this batch: M anchors over all images (§4.4), their neighbourhoods and their targets.
+    """What a minibatch can be drawn from: all anchors (A, 4) of all B images with their targets, ignored ones
+    included.
+
+    Returns `images` (B A,), `anchors` (B A,) their indices, `labels` (B A,), and `boxes` (B A, 4): the very
+    `rpn_targets`, by way of the pyramid's grids.
+    """
+    grids, labels, boxes = tuple(tuple(f.shape[2:]) for f in features), [], []
+    within = content if config.cross_boundary == "remove" else None
+    for target in targets:
+        assigned, positive, matched = assign_anchors(grids, target["boxes"], config, within)
+        labels.append(assigned)
+        boxes.append(anchors.index_copy(0, positive, target["boxes"][matched]))
+    images, indices = (torch.arange(n, device=anchors.device) for n in (len(targets), len(anchors)))
+    return {
+        "images": images.repeat_interleave(len(anchors)),
+        "anchors": indices.repeat(len(targets)),
+        "labels": torch.cat(labels),
+        "boxes": torch.cat(boxes),
+    }
+
+
+def gather_rpn(features: Sequence[Tensor], anchors: Tensor, chosen: dict[str, Tensor], config: Config) -> dict:
+    """What the RPN learns from M chosen candidates: their neighbourhoods and their targets.
 
     Returns `patches` (M, C, 3, 3), `slots` (M,) the anchor's place in its cell, `labels` (M,) POSITIVE or NEGATIVE, and
     `deltas` (M, 4), zero for negatives.
     """
-    labels, boxes = map(
-        torch.stack, zip(*(rpn_targets(anchors, t["boxes"], content, config) for t in targets), strict=True)
-    )
-    chosen = sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction)
-    image, anchor = chosen // len(anchors), chosen % len(anchors)
-    anchors_per_cell = len(config.anchor_ratios)
+    index, anchors_per_cell = chosen["anchors"], len(config.anchor_ratios)
     return {
-        "patches": gather_patches(features, image, anchor, anchors_per_cell),
-        "slots": anchor % anchors_per_cell,
-        "labels": labels[image, anchor],
-        "deltas": encode(boxes[image, anchor], anchors[anchor]),
+        "patches": gather_patches(features, chosen["images"], index, anchors_per_cell),
+        "slots": index % anchors_per_cell,
+        "labels": chosen["labels"],
+        "deltas": encode(chosen["boxes"], anchors[index]),
     }
 
 
-def rpn_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor) -> dict[str, Tensor]:
+def sample_rpn(
+    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
+) -> dict[str, Tensor]:
+    """What the RPN learns from in this batch: M anchors over all images (§4.4), as `gather_rpn` returns them."""
+    candidates = anchor_candidates(features, anchors, targets, content, config)
+    drawn = sample(candidates["labels"], config.rpn_batch_samples, config.rpn_positive_fraction)
+    return gather_rpn(features, anchors, take(candidates, drawn), config)
+
+
+def rpn_loss(
+    logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
+) -> dict[str, Tensor]:
     """Both losses of §4.4, each a sum divided by the M sampled anchors (§4.5): logits (M,), deltas (M, 4) -> two
     scalars.
     """
     positive, count = labels > NEGATIVE, max(len(labels), 1)
     objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="sum")
-    regression = F.smooth_l1_loss(deltas[positive], target_deltas[positive], reduction="sum")
+    regression = F.smooth_l1_loss(deltas[positive], target_deltas[positive], reduction="sum", beta=beta)
     return {"rpn_objectness": objectness / count, "rpn_box": regression / count}
 
 
@@ -142,7 +178,7 @@ def propose(
     """
     pre_nms = config.rpn_pre_nms_train if training else config.rpn_pre_nms_test
     post_nms = config.rpn_post_nms_train if training else config.rpn_post_nms_test
-    if training:
+    if training and config.cross_boundary == "remove":
         logits = logits.masked_fill(~inside(decode(deltas.float(), anchors), *content), -torch.inf)
     top, index = logits.float().topk(min(pre_nms, logits.shape[1]), dim=1)
     boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)).float(), anchors[index])
@@ -150,6 +186,9 @@ def propose(
     for box, score in zip(clip(boxes, *content), top, strict=True):
         keep = score.isfinite() & (box[:, 2:] - box[:, :2] >= MIN_SIZE).all(dim=1)
         box, score = box[keep], score[keep]
-        keep = nms(box, score, config.rpn_nms_iou)[:post_nms]
-        proposals.append({"boxes": box[keep], "scores": score[keep].sigmoid()})
+        for count in (2 * post_nms, len(box)):  # NMS never looks ahead: where the best leave enough, the rest is idle
+            kept = nms(box[:count], score[:count], config.rpn_nms_iou)[:post_nms]
+            if len(kept) == post_nms:
+                break
+        proposals.append({"boxes": box[kept], "scores": score[kept].sigmoid()})
     return proposals

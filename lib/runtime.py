@@ -3,6 +3,7 @@
 Nothing here knows about boxes or networks. Folders are absolute paths; resolutions are in dots per inch.
 """
 
+import ctypes
 import os
 import random
 import sys
@@ -80,6 +81,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def keep_memory(wanted: bool = True) -> None:
+    """Whether this process keeps the memory that it frees, for its next tensors, or hands large blocks back at once.
+
+    With glibc, the C library of most Linux systems, that spares a CPU the page faults of every large tensor; elsewhere
+    nothing happens. Not `wanted` gives glibc's own steady state back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # glibc's names of its settings
+    kept = {mmap_max: 0, trim_threshold: -1, top_pad: 2**28}
+    given_back = {mmap_max: 65536, mmap_threshold: 2**25, trim_threshold: 2**26, top_pad: 2**17}
+    for setting, value in (kept if wanted else given_back).items() if mallopt else ():
+        mallopt(setting, value)
 
 
 def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> list[Path]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lib.cache import SampleCache, cache_folder, remove, sample_caches
 from lib.checkpoint import (
     built_on,
     check_chain,
@@ -38,7 +39,7 @@ from lib.evaluate import evaluate_model
 from lib.history import read_history, write_history
 from lib.maskrcnn import MaskRCNN
 from lib.pretrain import pretrain_trunk
-from lib.runtime import command_errors, paths, precision, seed_everything
+from lib.runtime import command_errors, keep_memory, paths, precision, seed_everything
 from lib.stages import STAGE_CLASSES
 
 _NEEDS_MASKS = ("maskhead", "joint")
@@ -52,12 +53,14 @@ def train_stage(
     `val_data` is another data set whose val split is used, where train and val images come as two sets. `restart`
     trains again a stage that is finished or half done. Raises FileNotFoundError where an earlier stage is missing.
     """
-    weights = Path(weights)
+    keep_memory()
+    weights, config = Path(weights), config.of_stage(name)
     if not restart and is_current(weights, name, config):
         print(f"{name}: already trained, {stage_path(weights, name)} is kept")
         return read_history(weights, name)
     run = _Run(name, config, Path(data), weights, Path(val_data or data), restart)
     history = run.resume()
+    run.use_cache(run.epochs - len(history))
     while len(history) < run.epochs:
         history.append(run.epoch(len(history)))
         run.checkpoint(history)
@@ -71,7 +74,7 @@ class _Run:
     def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path, restart: bool):
         self.name, self.config, self.weights = name, config, weights
         self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
-        train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
+        train = self.train_data = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
         self.val_data = CourseDataset(val_data, "val", config)
         loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
         self.accelerator = Accelerator(mixed_precision=precision(config.mixed_precision), dataloader_config=loading)
@@ -112,6 +115,13 @@ class _Run:
     def model(self) -> MaskRCNN:
         return self.accelerator.unwrap_model(self.stage).model
 
+    def use_cache(self, epochs: int) -> None:
+        """With so many epochs to come, read what the stage samples from a cache, where that pays."""
+        stage, data = self.accelerator.unwrap_model(self.stage), {"train": self.train_data, "val": self.val_data}
+        if caches := sample_caches(stage, data, self.weights, self.accelerator, epochs):
+            loaders = [loader(caches[s], self.batch_size, self.accelerator.device, s == "train") for s in data]
+            self.train_loader, self.val_loader = self.accelerator.prepare(*loaders)
+
     def epoch(self, epoch: int) -> dict:
         """One pass over the train and val split -> a row of the history."""
         started = time.perf_counter()
@@ -130,8 +140,8 @@ class _Run:
         self.accelerator.print(f"{self.name} {epoch + 1:2d}/{self.epochs}  {losses}  {seconds:.0f} s")
         return row
 
-    def _step(self, images: Tensor, targets: list[dict]) -> dict[str, Tensor]:
-        losses = self.stage(images, targets)
+    def _step(self, *batch) -> dict[str, Tensor]:
+        losses = self.stage(*batch)
         self.accelerator.backward(sum(losses.values()))
         self.accelerator.clip_grad_norm_(self.stage.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -144,8 +154,8 @@ class _Run:
         sums, count = {}, 0
         hidden = not self.accelerator.is_main_process
         bar = tqdm(batches, title, leave=False, disable=hidden, unit_scale=self.batch_size, unit="img")
-        for images, targets in bar:
-            losses = step(images, targets)
+        for batch in bar:
+            losses = step(*batch)
             count += 1
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
@@ -196,7 +206,8 @@ class _Run:
                 scores = evaluate_model(self.model.eval(), self.val_data, upto=self.name) if len(self.val_data) else {}
             path = save_stage(self.model, self.weights, self.name, scores)
             shutil.rmtree(self._resume_folder, ignore_errors=True)
-            print(f"{self.name}: wrote {path}")
+            freed = remove(cache_folder(self.weights, self.name))
+            print(f"{self.name}: wrote {path}" + f", removed its cache of {freed / 1e9:.2f} GB" * (freed > 0))
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
@@ -219,18 +230,18 @@ def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
     return MaskRCNN(config)
 
 
-def loader(dataset: CourseDataset, batch_size: int, device: torch.device, shuffle: bool = False) -> DataLoader:
-    """Batches of uint8 images; on a GPU, two processes read ahead into pinned memory."""
-    gpu = device.type == "cuda"
+def loader(dataset: CourseDataset | SampleCache, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
+    """Batches of uint8 images, or of cached samples; on a GPU, two processes read ahead into pinned memory."""
+    gpu, cached = device.type == "cuda", isinstance(dataset, SampleCache)
     return DataLoader(
         dataset,
         batch_size,
         shuffle,
-        collate_fn=collate,
+        collate_fn=dataset.collate if cached else collate,
         drop_last=shuffle,
         num_workers=2 if gpu else 0,
         pin_memory=gpu,
-        persistent_workers=gpu,
+        persistent_workers=gpu and not cached,  # a new epoch draws from a new seed
     )
 
 

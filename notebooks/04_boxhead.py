@@ -535,7 +535,7 @@ print(
 # above, in training mode:
 
 # %%
-show(boxhead.sample_proposals)
+show(boxhead.proposal_candidates, boxhead.sample_proposals)
 
 # %% [markdown]
 # The counts:
@@ -642,7 +642,9 @@ show(boxhead.box_loss)
 # ## Train, or load what was trained
 
 # %% [markdown]
-# The RPN and the backbone stay frozen; only the box head learns. A finished stage is kept.
+# The RPN and the backbone stay frozen; only the box head learns. A finished stage is kept. What comes out of frozen parts never
+# changes: a stage of more than a few epochs therefore keeps what it samples from on disk (`lib/cache.py`), and its later epochs draw new
+# minibatches from there without touching the backbone.
 
 # %%
 train_until("boxhead", config, DATA, WEIGHTS)

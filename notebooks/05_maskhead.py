@@ -776,11 +776,11 @@ print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 # %% [markdown]
 # ## Train, or load what was trained
 #
-# The stage holds no more than the two halves seen above: `sample` runs the frozen parts and makes the targets, `loss` runs
-# the head on them.
+# The stage holds no more than the two halves seen above. `candidates` runs the frozen parts and makes the targets, `gather` pools
+# the features; `loss` runs the head on them.
 
 # %%
-show(stages.MaskHeadStage, stages.mask_samples)
+show(stages.MaskHeadStage, stages.mask_candidates, stages.gather_masks)
 
 # %% [markdown]
 # Finished stages are kept, missing ones trained: this cell takes minutes the first time and no time the second.

@@ -89,6 +89,7 @@ from IPython.display import Code
 from pycocotools import mask as rle
 from torch.testing import assert_close
 
+from benchmarks.cost import cost_figure
 from lib import draw, evaluate, report, stages
 from lib.boxes import iou_matrix, scale_boxes
 from lib.checkpoint import load_model
@@ -327,8 +328,53 @@ print({name: round(value, 4) for name, value in recalls.items()})
 show(stages.JointStage)
 
 # %% [markdown]
-# The batch normalisations keep their stored statistics, as in testing. And the boxes that train the mask head come from
+# The RPN's batch normalisation keeps its stored statistics, as in testing. And the boxes that train the mask head come from
 # the box head's own minibatch: the proposals are pooled once, not twice.
+
+# %% [markdown]
+# ### What the joint stage does otherwise
+#
+# The three stages follow the assignment's sheet as printed. Joint fine-tuning uses the freedom that the sheet gives ("feel free
+# to make adjustments"): its config lists what it changes.
+
+# %%
+joint_config = config.of_stage("joint")
+fields = [change.partition("=")[0] for change in config.joint_changes]
+report.markdown(
+    [{"field": f, "in the stages": str(getattr(config, f)), "joint": str(getattr(joint_config, f))} for f in fields]
+)
+
+# %% [markdown]
+# - **Objects at the border.** An object that the image's edge cuts off has few anchors inside the image, and no proposal that
+#   reaches beyond it survives §4.6. With `cross_boundary=clip` all anchors take part, and boxes are cut at the edge as in testing.
+# - **True boxes among the proposals**, so that an object which the RPN misses still teaches the heads.
+# - **1 : 3 instead of 3 : 1**, from IoU 0.5 on: in testing most proposals are background, and what the classifier says about
+#   them decides how many false detections there are.
+# - **Smooth L1 with β = 0.1.** With β = 1 every error below 1 is squared: one of a tenth of the box's width hardly pulls.
+# - **Every class above 0.05** instead of the best one: AP also counts what is found with a low score, if it is right.
+#
+# Does each of them pay? The same training with and without, on scenes, with everything else equal: two joint epochs, one seed. A
+# network is trained for every row, which takes longer than this notebook: the table was made by `python -m benchmarks.ablation`.
+
+# %%
+MEASURED = runtime.root() / "figures"  # tables that come with the project
+columns = ("setting", "row", "seeds", "box AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75", "AR@100")
+report.markdown([{name: row[name] for name in columns} for row in report.read_table("06_ablation", MEASURED)])
+
+# %% [markdown]
+# Keeping what crosses the border, scoring every class and stage 0 pay clearly. The other three do not: in so short a training smooth L1
+# with β = 1, no true boxes and the sheet's 3 : 1 sampling do as well or better, and one seed cannot tell more.
+#
+# And beside torchvision's own `MaskRCNN`, with the same trunk, pyramid, widths, image size, flips and number of images seen
+# (`python -m benchmarks.accuracy`). *found*: the share of objects that a detection with a score of at least 0.3 overlaps by half;
+# of these, *right class* is the share that it names rightly, *box IoU* and *mask IoU* are how well it lies.
+
+# %%
+rows = [
+    {name: value for name, value in row.items() if name != "mask AP75"}
+    for row in report.read_table("06_accuracy", MEASURED)
+]
+report.markdown(rows)
 
 # %% [markdown]
 # Missing predecessors are trained first; a finished stage is kept.
@@ -735,6 +781,29 @@ for part, value in ms.items():
     print(f"{part:10} {value:7.1f} ms   {value / sum(ms.values()):5.0%}")
 
 # %% [markdown]
+# ### Beside torchvision's, at full size
+#
+# One 800 × 1066 image through a ResNet-50, 1000 proposals and 100 detections, in milliseconds on two CPU cores, ours and
+# torchvision's in turns (`python -m benchmarks.cost`). Ours is `lib/fast.py`'s copy of the model, BatchNorm folded into the
+# convolutions and the wide 3 × 3 ones by Winograd's algorithm. Left the parts, right how the whole grows.
+
+# %%
+cost_rows = report.read_table("06_cost", MEASURED)
+cost_rows = [row | {k: float(row[k]) for k in ("ours ms", "torchvision ms", "ratio")} for row in cost_rows]
+fig = cost_figure(cost_rows)
+_ = runtime.save_figure(fig, "06_cost")
+fig
+
+# %%
+report.markdown(
+    [
+        {"part": r["cost of"]} | {k: f"{r[k]:.1f}" for k in ("ours ms", "torchvision ms", "ratio")}
+        for r in cost_rows
+        if not r["at"]
+    ]
+)
+
+# %% [markdown]
 # ## Figures exported
 
 # %%
@@ -772,7 +841,7 @@ print(f"Most frequent error at score 0.5: {most}.")
 #
 # 1. Remove detection 2, the duplicate, from the five. How do the two scores change, and why does one hardly notice?
 # 2. Give every detection the same score. What happens to the curve, and what does that say about calibration?
-# 3. Fine-tune twice as long (`joint_epochs=12`). Which of the five val losses rises first?
+# 3. Fine-tune twice as long (`joint_epochs=14`). Which of the five val losses rises first?
 # 4. Set `box_nms_iou` to 0.3 and to 0.7 and count the kinds of error again. Which one trades against which?
 # 5. The score ranks detections by class alone. Multiply it by the mean probability of the mask's pixels and evaluate the
 #    masks again: does AP75 move?

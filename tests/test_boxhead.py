@@ -155,3 +155,42 @@ def test_perfect_deltas_give_the_objects(config):
     found = refine(logits, deltas, [proposals], CONTENT, config)[0]
     order = found["labels"].argsort(descending=True)
     assert_close(found["boxes"][order], OBJECTS, atol=1e-4, rtol=1e-4)
+
+
+def test_every_class_above_a_threshold(config):
+    """Two proposals: classes 2 and 3 of the first and class 1 of the second pass; background does not decide."""
+    logits = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.6, 0.4, 0.0, 0.0]]).clamp(min=1e-4).log()
+    logits[0, 3] = math.log(0.2)
+    deltas = torch.zeros(2, 3, 4)
+    deltas[0, 1, 0] = 0.25  # class 2 of the first: moved by a quarter of its width
+    found = refine(logits, deltas, [OBJECTS], CONTENT, config.replace(box_score_threshold=0.15))[0]
+    assert found["labels"].tolist() == [1, 2, 3]
+    expected = torch.stack([OBJECTS[1], OBJECTS[0] + torch.tensor([10.0, 0, 10, 0]), OBJECTS[0]])
+    assert_close(found["boxes"], expected, atol=1e-4, rtol=1e-5)
+    assert [len(d["boxes"]) for d in refine(logits, deltas, [OBJECTS[:1], OBJECTS[1:]], CONTENT, config)] == [0, 0]
+
+
+def test_true_boxes_join_the_proposals(config):
+    target = {"boxes": OBJECTS, "labels": LABELS}
+    far = [{"boxes": torch.tensor([[0.0, 80, 9, 95]])}]
+    assert sample_proposals(far, [target], config)["labels"].tolist() == [0]
+    drawn = sample_proposals(far, [target], config.replace(box_adds_truth=True))
+    assert sorted(drawn["labels"].tolist()) == [0, 1, 3] and (drawn["deltas"] == 0).all()
+
+
+def test_beta_is_where_the_box_loss_turns_linear():
+    """d = 0.5 with beta 0.1: 0.5 - 0.05; d = 0.05: 0.5 x 0.05^2 / 0.1; over two proposals."""
+    deltas = torch.zeros(2, 3, 4)
+    deltas[0, 0, :2] = torch.tensor([0.5, 0.05])
+    losses = box_loss(torch.zeros(2, 4), deltas, torch.tensor([1, 0]), torch.zeros(2, 4), beta=0.1)
+    assert_close(losses["box_regression"], torch.tensor((0.45 + 0.0125) / 2))
+
+
+def test_boxes_that_train_the_mask_head_may_be_clipped(config):
+    """A 40 x 40 box at the border, shifted out by 11: clipped, it keeps 29 / 40 of its object."""
+    border = torch.tensor([[0.0, 10, 40, 50]])
+    out = (torch.tensor([[9.0, 1, 0, 0]]), torch.zeros(1, 3, 4), [border - torch.tensor([11.0, 0, 11, 0])])
+    target = {"boxes": border, "labels": LABELS[:1]}
+    assert len(refine_for_training(*out, [target], CONTENT, config)[0]["boxes"]) == 0
+    clipped = refine_for_training(*out, [target], CONTENT, config.replace(cross_boundary="clip"))[0]
+    assert_close(clipped["boxes"], torch.tensor([[0.0, 10, 29, 50]]))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -113,6 +114,7 @@ def test_parts_that_do_not_fit(weights, config, backbone, tiny_model):
     [
         ({}, True),
         ({"rpn_epochs": 99, "joint_lr": 0.5}, True),  # other stages' schedules
+        ({"joint_changes": ["seed=7"]}, True),
         ({"mask_hidden": 8}, True),  # a later part
         ({"boxhead_epochs": 99}, False),
         ({"box_hidden": 8}, False),
@@ -125,3 +127,9 @@ def test_a_finished_stage_is_current_with_its_config(weights, config, changes, c
 def test_a_stage_on_another_base_is_not_current(weights, config, tiny_model):
     save_stage(tiny_model(), weights, "rpn", {})
     assert is_current(weights, "rpn", config) and not is_current(weights, "boxhead", config)
+
+
+def test_the_joint_stage_is_current_under_its_own_numbers(weights, config, tiny_model):
+    save_stage(tiny_model(**dataclasses.asdict(config.of_stage("joint"))), weights, "joint", {})
+    assert is_current(weights, "joint", config)
+    assert not is_current(weights, "joint", config.replace(joint_changes=config.joint_changes[1:]))

@@ -94,3 +94,14 @@ def test_frozen_and_the_same_after_json():
     assert Config.from_json(config.to_json()) == config != load_config("demo")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_joint_stage_has_its_own_numbers(profile):
+    """The stages one by one are as printed; joint, and what is loaded after it, has the changes that pay."""
+    config = load_config(profile)
+    assert all(config.of_stage(stage) == config for stage in STAGES[:-1])
+    joint = config.of_stage("joint")
+    assert (config.cross_boundary, config.box_positive_iou, config.smooth_l1_beta) == ("remove", 0.4, 1.0)
+    assert (joint.cross_boundary, joint.box_positive_iou, joint.smooth_l1_beta) == ("clip", 0.5, 0.1)
+    assert joint.of_stage("joint") == joint == Config.from_json(joint.to_json())

@@ -19,6 +19,7 @@ from lib.evaluate import (
     precision_recall,
     proposal_recall,
 )
+from lib.maskhead import paste_masks
 
 PERFECT = {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
 ELSEWHERE = torch.tensor([[350.0, 250, 399, 299]])
@@ -136,7 +137,7 @@ class Seer(torch.nn.Module):
         self.dataset, self.config, self.sees, self.next = dataset, config, sees, 0
         self.parameter = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, images, upto):
+    def find(self, images, upto):
         found = []
         for _ in images:
             target = {k: v[: len(v) * self.sees] for k, v in self.dataset[self.next][1].items() if k != "image_id"}
@@ -149,7 +150,9 @@ class Seer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("sees, score", [(True, 1.0), (False, 0.0)])
-def test_layout_and_values_of_the_scores(scenes, config, sees, score):
+def test_layout_and_values_of_the_scores(scenes, config, sees, score, monkeypatch):
+    monkeypatch.setattr(evaluate, "for_inference", lambda model: model)
+    monkeypatch.setattr(evaluate, "encode_pasted", lambda masks, *_: evaluate.encode_masks(masks))  # whole already
     dataset = CourseDataset(scenes)
     part = {"AP": score, "AP50": score, "AP75": score}
     part["per_class"] = {name: {"AP": score, "AP50": score} for name in ("vehicle", "person", "animal")}
@@ -181,3 +184,25 @@ def test_the_command_writes_metrics(scenes, tmp_path, tiny_model, monkeypatch, c
 def test_the_command_says_what_is_missing(scenes, tmp_path):
     with pytest.raises(SystemExit, match="error: no trained stage in"):
         evaluate.main(["--data", str(scenes), "--weights", str(tmp_path)])
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_encoding_in_the_boxes_is_pasting_and_encoding(threshold):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(40, 2, generator=generator) * 60 - 10
+    boxes = torch.cat([start, start + torch.rand(40, 2, generator=generator) * 50], dim=1)
+    boxes = torch.cat([boxes, torch.tensor([[0.0, 0, 64, 48], [63, 47, 64, 48], [70, 3, 90, 9], [5, 5, 5, 5]])])
+    masks = torch.rand(len(boxes), 7, 7, generator=generator)
+    masks[-4:-2] = 1
+    plain = evaluate.encode_masks(paste_masks(masks, boxes, (48, 64), threshold))
+    assert evaluate.encode_pasted(masks, boxes, (48, 64), threshold) == plain
+    assert evaluate.encode_pasted(masks[:0], boxes[:0], (48, 64), threshold) == []
+
+
+def test_without_sizes_the_scores_are_the_same(scenes):
+    truth = evaluate.ground_truth(CourseDataset(scenes))
+    rows = [{**a, "score": 1 / a["id"]} for a in truth.dataset["annotations"] if a["id"] % 3]
+    for kind in ("bbox", "segm"):
+        both = [evaluate.coco_evaluation(truth, rows, kind, sizes=sizes) for sizes in (True, False)]
+        first, second = (evaluate.average_precision(e) | {"course": evaluate.course_map(e)} for e in both)
+        assert first == second and 0 < first["AP"] < 1

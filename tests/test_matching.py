@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, match_proposals, sample
+from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, match_proposals, sample, superset, take
 
 P, N, I = POSITIVE, NEGATIVE, IGNORED  # noqa: E741
 
@@ -89,3 +89,20 @@ def test_sampling_is_random_and_seeded():
         torch.manual_seed(seed)
         draws.append(sample(labels, 10, 0.5).tolist())
     assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    "positives, negatives, kept",  # size 8, at most half of it positive, four images, three times a share of 2
+    [(0, 50, (0, 6)), (2, 50, (2, 4)), (9, 50, (4, 3)), (1, 2, (1, 2)), (0, 0, (0, 0))],
+)
+def test_superset_by_hand(positives, negatives, kept):
+    labels = torch.tensor([POSITIVE] * positives + [IGNORED] * 3 + [NEGATIVE] * negatives)
+    rows = superset(labels, 8, 0.5, images=4, times=3)
+    assert len(rows.unique()) == len(rows)
+    assert ((labels[rows] == POSITIVE).sum(), (labels[rows] == NEGATIVE).sum()) == kept and sum(kept) == len(rows)
+
+
+def test_take():
+    columns = {"a": torch.arange(3), "b": torch.eye(3)}
+    taken = take(columns, torch.tensor([2, 0]))
+    assert taken["a"].tolist() == [2, 0] and taken["b"].tolist() == [[0, 0, 1], [1, 0, 0]]

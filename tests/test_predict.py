@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 
 from lib import predict
 from lib.checkpoint import save_stage
-from lib.config import CLASS_NAMES, load_config
+from lib.config import CLASS_NAMES, Config, load_config
 from lib.maskrcnn import MaskRCNN
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
@@ -22,21 +22,20 @@ class Stub(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), Config()
 
-    def forward(self, images, upto):
+    def find(self, images, upto):
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[:2] == (1, 3)
         h, w = images.shape[2:]
-        mask = torch.zeros(2, h, w, dtype=torch.uint8)
-        mask[:, h // 4 : h // 2, w // 4 : w // 2] = 1
         boxes = torch.tensor([[w // 4, h // 4, w // 2, h // 2]] * 2).float()
         found = {"boxes": boxes, "labels": torch.tensor([2, 3]), "scores": torch.tensor([0.9, 0.2])}
-        return [found | ({"masks": mask} if upto == "joint" else {})]
+        return [found | ({"masks": torch.ones(2, 28, 28)} if upto == "joint" else {})]
 
 
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda weights, stage: Stub())
+    monkeypatch.setattr(predict, "for_inference", lambda model: model)
     monkeypatch.setattr(predict, "last_trained", lambda weights: "joint")
 
 

@@ -81,3 +81,8 @@ def test_learning_curves_have_a_panel_a_loss_and_the_same_bytes_twice(tmp_path):
     ]
     first, second = (runtime.save_figure(fig, f"curves{n}", tmp_path) for n, fig in enumerate(figures))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_saved_table_reads_back_as_text(tmp_path):
+    report.save_table([{"stage": "joint", "box AP": 0.5, "note": None}], "t", tmp_path)
+    assert report.read_table("t", tmp_path) == [{"stage": "joint", "box AP": "0.5", "note": ""}]

@@ -8,7 +8,7 @@ from torchvision.ops import nms
 from lib.anchors import pyramid_anchors, pyramid_grids
 from lib.boxes import area, clip, decode, encode, inside, iou_matrix
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
-from lib.rpn import RPNHead, gather_patches, propose, rpn_loss, rpn_targets, sample_rpn
+from lib.rpn import RPNHead, anchor_candidates, gather_patches, propose, rpn_loss, rpn_targets, sample_rpn
 
 CONTENT, PADDED = (96, 126), (96, 128)
 GRIDS = pyramid_grids(PADDED)
@@ -63,6 +63,25 @@ def test_patches_give_the_dense_prediction_everywhere(anchors):
     assert_close(sparse[1], dense[1].flatten(0, 1), atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(*gradients, strict=True):
         assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_cut_from_the_padded_maps(layout):
+    """The pairs in their own order, whatever their levels, and the very values of the maps; none gives none."""
+    maps = [f.detach().contiguous(memory_format=layout) for f in pyramid()]
+    cells, first = [h * w for h, w in GRIDS], 0
+    image, anchor, expected = [], [], []
+    for f, count in zip(maps, cells, strict=True):
+        windows = torch.nn.functional.unfold(f, 3, padding=1).view(2, 8, 3, 3, count)
+        for cell in (count - 1, 0, count // 2):
+            image.append(cell % 2)
+            anchor.append(3 * (first + cell) + 1)
+            expected.append(windows[cell % 2, ..., cell])
+        first += count
+    order = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))
+    patches = gather_patches(maps, torch.tensor(image)[order], torch.tensor(anchor)[order], 3)
+    assert torch.equal(patches, torch.stack(expected)[order])
+    assert gather_patches(maps, order[:0], order[:0], 3).shape == (0, 8, 3, 3)
 
 
 def naive_targets(anchors: torch.Tensor, boxes: torch.Tensor) -> list[int]:
@@ -174,3 +193,33 @@ def test_few_or_no_proposals(anchors, config):
     for training in (True, False):
         found = propose(torch.zeros(1, len(anchors)), deltas, anchors, CONTENT, config, training)
         assert found[0]["boxes"].shape == (0, 4) and found[0]["scores"].shape == (0,)
+
+
+def test_crossing_anchors_may_take_part(anchors, config):
+    """An object that fills the left border: only anchors that leave the image overlap it well."""
+    boxes = torch.tensor([[0.0, 10, 8, 90]])
+    removed, _ = rpn_targets(anchors, boxes, CONTENT, config)
+    kept, matched = rpn_targets(anchors, boxes, CONTENT, config.replace(cross_boundary="clip"))
+    crossing = ~inside(anchors, *CONTENT)
+    assert (removed[crossing] == IGNORED).all() and (kept[crossing] != IGNORED).any()
+    best = iou_matrix(anchors, boxes)[:, 0].argmax()
+    assert crossing[best] and kept[best] == POSITIVE and torch.equal(matched[best], boxes[0])
+
+
+def test_crossing_proposals_are_clipped_where_training_asks_for_it(anchors, config):
+    logits, deltas = torch.linspace(1, 0, len(anchors))[None], torch.zeros(1, len(anchors), 4)
+    clip_config = config.replace(cross_boundary="clip", rpn_pre_nms_test=100, rpn_post_nms_test=50)
+    trained = propose(logits, deltas, anchors, CONTENT, clip_config, training=True)[0]
+    tested = propose(logits, deltas, anchors, CONTENT, clip_config, training=False)[0]
+    assert_close(trained["boxes"], tested["boxes"])
+    assert (trained["boxes"] == 0).any()  # the first anchors lie across the top left corner
+
+
+@pytest.mark.parametrize("crossing", ["remove", "clip"])
+def test_candidates_are_the_targets_of_each_image(anchors, config, crossing):
+    config = config.replace(cross_boundary=crossing)
+    targets = [{"boxes": torch.tensor([[0.0, 10, 40, 90], [50, 20, 70, 44]])}, {"boxes": torch.zeros(0, 4)}]
+    got = anchor_candidates(pyramid(), anchors, targets, CONTENT, config)
+    labels, boxes = zip(*(rpn_targets(anchors, t["boxes"], CONTENT, config) for t in targets), strict=True)
+    assert torch.equal(got["labels"], torch.cat(labels)) and torch.equal(got["boxes"], torch.cat(boxes))
+    assert (got["labels"] == POSITIVE).any()

@@ -1,6 +1,7 @@
 """Folders, seeds, figures that are the same twice, and errors in one line."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -96,3 +97,21 @@ def test_a_users_mistake_is_one_line_and_status_1(error):
 def test_a_programming_error_keeps_its_traceback():
     with pytest.raises(RuntimeError), runtime.command_errors():
         raise RuntimeError("a bug")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library manages its memory its own way")
+def test_memory_is_kept_where_wanted():
+    """Page faults of 20 tensors of 64 MB: a process that keeps its memory soon has the pages."""
+    program = """if True:
+        import resource, torch
+        from lib import runtime
+        for wanted in (False, True):
+            runtime.keep_memory(wanted)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(20):
+                torch.ones(2**24).add_(1)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """  # a process of its own: this one's heap has holes that other tests left
+    run = subprocess.run([sys.executable, "-c", program], cwd=runtime.root(), capture_output=True, text=True)
+    given_back, kept = map(int, run.stdout.split())
+    assert kept < given_back / 2

@@ -68,7 +68,7 @@ def test_history(trained, stage):
 
 def test_what_was_trained_loads_and_scores(trained, short):
     model = load_model(trained)
-    assert model.config == short
+    assert model.config == short.of_stage("joint") and load_model(trained, "maskhead").config == short
     found = model(torch.zeros(1, 3, 300, 400, dtype=torch.uint8))[0]
     assert found["masks"].shape[1:] == (300, 400)
 
@@ -153,10 +153,12 @@ def test_missing_data(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes(scenes, tmp_path, short):
-    """The same command under torchrun: two share the batches, one writes."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_processes(scenes, tmp_path, short, cached):
+    """The same command under torchrun: two share the batches and a cache's entries, one writes."""
     fields = {"image_height": 96, "image_width": 126, "fpn_channels": 16, "mixed_precision": "no", "trunk_epochs": 0}
     fields |= {"anchor_scales": "(8,16,32,64,96)", "rpn_post_nms_test": 20, "rpn_batch_samples": 32}
+    fields |= {"rpn_trains": "none", "flip_probability": 0.0} if cached else {}
     overrides = [f"{k}={v}" for k, v in fields.items()]
     command = [
         sys.executable,
@@ -168,13 +170,24 @@ def test_two_processes(scenes, tmp_path, short):
         "-m",
         "lib.train",
     ]
-    command += ["rpn", "--data", str(scenes), "--weights", str(tmp_path), "--epochs", "1", "--batch-size", "2"]
+    command += [
+        "rpn",
+        "--data",
+        str(scenes),
+        "--weights",
+        str(tmp_path),
+        "--epochs",
+        str(1 + cached),
+        "--batch-size",
+        "2",
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [*command, "--set", *overrides], cwd=root(), env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert (
-        "on 2 x cpu: 1 steps" in result.stdout and result.stdout.count("rpn: wrote") == 1
+        f"on 2 x cpu: {1 + cached} steps" in result.stdout and result.stdout.count("rpn: wrote") == 1
     )  # 6 images in whole steps of 2 x 2
+    assert result.stdout.count("never touch the backbone") == cached
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rpn.safetensors", "rpn_history.csv"]

@@ -1,0 +1,342 @@
+"""Accuracy beside torchvision's own Mask R-CNN, on the same data for the same number of images seen.
+
+    python -m benchmarks.accuracy scenes --seeds 0 1 2
+    python -m benchmarks.accuracy photographs --train data/photos_train --test data/photos_val --seeds 0
+
+Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains jointly, in its usual way, for as many
+epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
+optimiser, schedule, batch size and precision. Everything else is each one's own: sampling, losses, targets,
+post-processing, and our stage 0. Each run leaves one JSON in figures/benchmarks/ and is not run again; what the
+runs found is printed as a table, means over the seeds.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+from tqdm import tqdm
+
+from lib.backbone import backbone_parts, build_backbone
+from lib.checkpoint import load_model
+from lib.config import NUM_CLASSES, STAGES, Config, load_config
+from lib.data import CourseDataset, collate, flip_horizontally
+from lib.evaluate import (
+    average_precision,
+    box_results,
+    coco_evaluation,
+    collect_results,
+    ground_truth,
+    mask_results,
+    proposal_recall,
+)
+from lib.report import save_table
+from lib.runtime import command_errors, device, paths, precision, seed_everything
+from lib.split import write_split
+from lib.synthetic import write_scenes
+from lib.train import train_stage, warmup_cosine
+
+TRAIN_SCENES, TEST_SCENES = 600, 200
+SETTINGS = {
+    "scenes": load_config("demo").override(
+        "rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=5 rpn_post_nms_test=1000".split()
+    ),
+    "photographs": load_config("course").override(
+        "backbone=mobilenet_v2 frozen_trunk_blocks=7 rpn_trains=fpn image_height=300 image_width=400 "
+        "fpn_channels=128 box_hidden=512 mask_hidden=128 anchor_scales=(16,32,64,128,256) canonical_size=84 "
+        "rpn_pre_nms_train=1000 rpn_post_nms_train=300 rpn_pre_nms_test=2000 rpn_box_weight=10 "
+        "rpn_epochs=2 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=19 joint_lr=4e-4".split()
+    ),
+}
+
+
+def images_seen(config: Config) -> int:
+    """Passes over the training images, all stages together."""
+    return sum(getattr(config, f"{stage}_epochs") for stage in STAGES)
+
+
+# ------------------------------------------------------------------------------------------------------------- ours
+
+
+def train_ours(config: Config, data: Path, folder: Path) -> nn.Module:
+    """The four stages in order, in a folder of their own."""
+    for stage in STAGES:
+        train_stage(stage, config, data, folder)
+    return load_model(folder)
+
+
+# ----------------------------------------------------------------------------------------------------- torchvision's
+
+
+def torchvision_model(config: Config) -> TorchvisionMaskRCNN:
+    """torchvision's Mask R-CNN with the config's trunk, pyramid, anchors and widths; all else as torchvision has it."""
+    backbone, hidden = build_backbone(config), config.mask_hidden
+    channels, maps = backbone.out_channels, ["0", "1", "2", "3"]
+    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_scales), (config.anchor_ratios,) * 5)
+    pools = [
+        MultiScaleRoIAlign(maps, size, config.roi_samples, canonical_scale=int(config.canonical_size))
+        for size in (config.box_pool_size, config.mask_pool_size)
+    ]
+    model = TorchvisionMaskRCNN(
+        backbone,
+        min_size=config.image_height,
+        max_size=config.image_width,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        rpn_anchor_generator=anchors,
+        box_roi_pool=pools[0],
+        mask_roi_pool=pools[1],
+        box_head=TwoMLPHead(channels * config.box_pool_size**2, config.box_hidden),
+        box_predictor=FastRCNNPredictor(config.box_hidden, NUM_CLASSES + 1),
+        mask_head=MaskRCNNHeads(channels, (hidden,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(hidden, hidden, NUM_CLASSES + 1),
+    )
+    learning = {
+        id(p) for part in backbone_parts(backbone, "all", config.frozen_trunk_blocks) for p in part.parameters()
+    }
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    return model.to(device(), memory_format=torch.channels_last)
+
+
+def train_torchvision(config: Config, data: Path) -> nn.Module:
+    """Joint training with AdamW, warm-up and half a cosine, as our joint stage has it."""
+    seed_everything(config.seed)
+    model, where, epochs = torchvision_model(config), device(), images_seen(config)
+    dataset = CourseDataset(data, "train", config)
+    loader = DataLoader(dataset, config.joint_batch_size, shuffle=True, collate_fn=collate, drop_last=True)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, config.joint_lr, weight_decay=config.weight_decay, fused=True)
+    steps = epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, config.warmup_fraction)
+    )
+    half = precision(config.mixed_precision) == "bf16"
+    print(f"torchvision: {epochs} epochs of {len(dataset)} images in batches of {loader.batch_size}", flush=True)
+    for epoch in range(epochs):
+        model.train()
+        if config.trunk_batchnorm == "frozen":
+            for module in model.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval().requires_grad_(False)
+        total, started = 0.0, time.perf_counter()
+        for images, targets in tqdm(loader, f"torchvision {epoch + 1}/{epochs}", leave=False):
+            which = torch.rand(len(images)) < config.flip_probability
+            images, targets = flip_horizontally(images, targets, which)
+            images = [image.float() / 255 for image in images.to(where)]
+            targets = [{k: v.to(where) for k, v in t.items() if k != "image_id"} for t in targets]
+            with torch.autocast(where.type, torch.bfloat16, enabled=half):
+                losses = model(images, targets)
+            loss = sum(losses.values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, config.clip_norm)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        seconds = time.perf_counter() - started
+        print(f"torchvision {epoch + 1:2d}/{epochs}  train {total / len(loader):.4f}  {seconds:.0f} s", flush=True)
+    return model
+
+
+@torch.no_grad()
+def torchvision_results(model: nn.Module, dataset: CourseDataset) -> dict[str, list[dict]]:
+    """Its detections and its RPN's proposals on a data set, in COCO's results format."""
+    results, proposals = {"proposals": [], "box": [], "mask": []}, []
+    model.eval().rpn.register_forward_hook(lambda module, inputs, outputs: proposals.append(outputs[0][0]))
+    for i in tqdm(range(len(dataset)), "evaluate", leave=False):
+        image, target = dataset[i]
+        found, n = model([image.float().to(device()) / 255])[0], target["image_id"]
+        boxes = _in_original_frame(proposals.pop(), model, image)
+        ranks = 1 - torch.arange(len(boxes)) / max(len(boxes), 1)  # best first; the scores themselves are not returned
+        results["proposals"] += box_results(n, boxes, torch.ones(len(boxes), dtype=torch.long), ranks)
+        boxes, labels, scores = (found[k].cpu() for k in ("boxes", "labels", "scores"))
+        results["box"] += box_results(n, boxes, labels, scores)
+        results["mask"] += mask_results(n, (found["masks"][:, 0] > 0.5).to(torch.uint8).cpu(), labels, scores)
+    return results
+
+
+def _in_original_frame(boxes: Tensor, model: nn.Module, image: Tensor) -> Tensor:
+    height, width = image.shape[1:]
+    scale = min(model.transform.min_size[0] / min(height, width), model.transform.max_size / max(height, width))
+    return boxes.cpu() / scale
+
+
+# ------------------------------------------------------------------------------------------------- scores of a run
+
+
+def scores(results: dict[str, list[dict]], dataset: CourseDataset) -> dict:
+    """AP of boxes and masks, recall of the proposals, and what became of each object."""
+    truth = ground_truth(dataset)
+    box, mask = (
+        average_precision(coco_evaluation(truth, results[n], k)) for n, k in (("box", "bbox"), ("mask", "segm"))
+    )
+    recall = proposal_recall(truth, results["proposals"])
+    return {"box": box, "mask": mask, "rpn": recall, "objects": object_fates(truth, results["box"], results["mask"])}
+
+
+def object_fates(truth, boxes: list[dict], masks: list[dict], least: float = 0.3) -> dict:
+    """Of all objects: the share that some detection of score >= `least` overlaps by IoU 0.5 (`found`); of these, the
+    share whose best-overlapping detection has the right class (`right class`), and the mean IoU of its box and mask.
+
+    `false` is the number of such detections an image that overlap no object by 0.5.
+    """
+    found = [(b, m) for b, m in zip(boxes, masks, strict=True) if b["score"] >= least]
+    rows, false, objects = [], 0, 0
+    for image in truth.getImgIds():
+        mine = [(b, m) for b, m in found if b["image_id"] == image]
+        gt = truth.loadAnns(truth.getAnnIds(image))
+        objects += len(gt)
+        if not mine or not gt:
+            false += len(mine)
+            continue
+        crowd = [0] * len(gt)
+        iou = rle.iou([b["bbox"] for b, _ in mine], [g["bbox"] for g in gt], crowd)  # (detections, objects)
+        mask_iou = rle.iou([m["segmentation"] for _, m in mine], [g["segmentation"] for g in gt], crowd)
+        false += int((iou.max(1) < 0.5).sum())
+        for k, d in enumerate(iou.argmax(0)):
+            if iou[d, k] >= 0.5:
+                rows.append((iou[d, k], mask_iou[d, k], mine[d][0]["category_id"] == gt[k]["category_id"]))
+    box_iou, mask_iou, right = np.array(rows).T if rows else np.zeros((3, 1))
+    return {
+        "found": len(rows) / max(objects, 1),
+        "right class": float(right.mean()),
+        "box IoU": float(box_iou.mean()),
+        "mask IoU": float(mask_iou.mean()),
+        "false an image": false / len(truth.getImgIds()),
+    }
+
+
+def run(setting: str, model_name: str, config: Config, train: Path, test: Path, weights: Path | None = None) -> dict:
+    """Train one model and score it: the row that a run leaves on disk. Training time leaves scoring out.
+
+    Ours trains in the folder `weights`, where finished stages are kept, or in one of its own.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    if model_name == "torchvision":
+        model = train_torchvision(config, train)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model = train_ours(config, train, weights or Path(folder)).to(device())
+    seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    dataset = CourseDataset(test, None, config)
+    collect = torchvision_results if model_name == "torchvision" else collect_results
+    seen = images_seen(config) * len(CourseDataset(train, "train", config, with_masks=False))
+    about = {"setting": setting, "model": model_name, "seed": config.seed, "images seen": seen}
+    about |= {"threads": torch.get_num_threads(), "precision": precision(config.mixed_precision)}
+    return about | seconds | {"scores": scores(collect(model, dataset), dataset), "config": config.to_json()}
+
+
+def kept_run(
+    path: Path,
+    setting: str,
+    model_name: str,
+    config: Config,
+    data: tuple[Path, Path],
+    weights: Path | None = None,
+    **about,
+) -> dict:
+    """The run that `path` holds; without one, the run is made and left there. ValueError for one of another config."""
+    if not path.is_file():
+        row = run(setting, model_name, config, *data, weights) | about
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row, indent=2) + "\n")
+    row = json.loads(path.read_text())
+    if row["config"] != config.to_json():
+        raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
+    return row
+
+
+def finished_runs(folder: Path, kind: str) -> list[dict]:
+    """All runs of a kind that the folder holds."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}_*.json"))]
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def scenes_data() -> tuple[Path, Path]:
+    """Scenes to train on and other scenes to test on, written on first use."""
+    folders = []
+    for name, count, seed in (("train", TRAIN_SCENES, 100), ("test", TEST_SCENES, 101)):
+        folder = paths().data / f"benchmark_{name}"
+        if not folder.is_dir():
+            write_scenes(folder, count, seed)
+        write_split(folder, {name: range(count)})
+        folders.append(folder)
+    return tuple(folders)
+
+
+def data_of(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The data sets to train and to test on; ValueError where photographs are asked for and not given."""
+    if args.train and args.test:
+        return args.train, args.test
+    if args.train or args.test or args.setting != "scenes":
+        raise ValueError(f"{args.setting}: name two data sets, --train DIR to train on and --test DIR to score on")
+    return scenes_data()
+
+
+COLUMNS = {  # of the table: where a run's scores hold them
+    **{"box AP": ("box", "AP"), "AP50": ("box", "AP50"), "AP75": ("box", "AP75")},
+    **{"mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50"), "mask AP75": ("mask", "AP75")},
+    **{name: ("rpn", name) for name in ("AR@100", "AR@1000")},
+    **{name: ("objects", name) for name in ("found", "right class", "box IoU", "mask IoU", "false an image")},
+}
+
+
+def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
+    """One row for each setting and value of `key`: means over the seeds, with the standard deviation of the APs."""
+    rows = []
+    for setting, value in dict.fromkeys((r["setting"], r[key]) for r in runs):
+        mine = [r for r in runs if (r["setting"], r[key]) == (setting, value)]
+        row = {"setting": setting, key: value, "seeds": len(mine)}
+        for name, (part, score) in COLUMNS.items():
+            values = np.array([r["scores"][part][score] for r in mine])
+            row[name] = f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(mine) > 1 else "")
+        row["training, CPU minutes"] = f"{np.mean([r['cpu_s'] for r in mine]) / 60:.1f}"
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: Sequence[dict]) -> None:
+    for name in rows[0]:
+        print(f"{name:15}", *(f"{row[name]!s:>16}" for row in rows))
+
+
+@command_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.accuracy", description="Accuracy beside torchvision's model."
+    )
+    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("--train", type=Path, help="data set to train on (its train split)")
+    parser.add_argument("--test", type=Path, help="data set to score on (all of it)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--models", nargs="+", choices=("ours", "torchvision"), default=["ours", "torchvision"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change the setting, for both")
+    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    args = parser.parse_args(argv)
+    data = data_of(args)
+    for seed in args.seeds:
+        for model in args.models:
+            path = args.out / f"accuracy_{args.setting}_{model}_{seed}.json"
+            config = SETTINGS[args.setting].override([*args.set, f"seed={seed}"])
+            kept_run(path, args.setting, model, config, data)
+            print_table(table(finished_runs(args.out, "accuracy")))
+    save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The bookkeeping of the accuracy benchmarks; the trainings themselves take minutes and are nobody's test."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+
+from benchmarks import ablation, accuracy
+from lib.evaluate import CATEGORIES, _coco
+
+
+def code(x1: int, x2: int) -> dict:
+    """A mask 10 pixels high from column x1 to x2, in a frame of 20 x 40."""
+    mask = np.zeros((20, 40), np.uint8, order="F")
+    mask[5:15, x1:x2] = 1
+    return rle.encode(mask)
+
+
+def row(image: int, label: int, x1: int, x2: int, score: float) -> tuple[dict, dict]:
+    about = {"image_id": image, "category_id": label, "score": score}
+    return {**about, "bbox": [x1, 5, x2 - x1, 10]}, {**about, "segmentation": code(x1, x2)}
+
+
+def test_what_became_of_each_object():
+    """Two objects 10 wide. The first is found 8 wide (IoU 0.8) under a wrong name, the second only with a low score;
+    one detection is beside everything, and so is one on the second image, which holds no object.
+    """
+    objects = [row(0, 1, 0, 10, 1.0), row(0, 2, 20, 30, 1.0)]
+    annotations = [b | m | {"id": k, "area": 100.0, "iscrowd": 0} for k, (b, m) in enumerate(objects, 1)]
+    images = [{"id": n, "height": 20, "width": 40} for n in (0, 1)]
+    truth = _coco({"images": images, "annotations": annotations, "categories": CATEGORIES})
+    found = [row(0, 3, 0, 8, 0.9), row(0, 2, 20, 30, 0.1), row(0, 2, 32, 40, 0.5), row(1, 1, 0, 10, 0.4)]
+    boxes, masks = zip(*found, strict=True)
+    fates = accuracy.object_fates(truth, list(boxes), list(masks))
+    expected = {"found": 0.5, "right class": 0.0, "box IoU": 0.8, "mask IoU": 0.8, "false an image": 1.0}
+    assert fates == pytest.approx(expected)
+
+
+def a_run(model: str, seed: int, ap: float) -> dict:
+    kind = {"AP": ap, "AP50": ap, "AP75": ap}
+    objects = {"found": 1.0, "right class": 1.0, "box IoU": 1.0, "mask IoU": 1.0, "false an image": 0.0}
+    scores = {"box": kind, "mask": kind, "rpn": {"AR@100": ap, "AR@1000": ap}, "objects": objects}
+    return {"setting": "scenes", "model": model, "seed": seed, "scores": scores, "wall_s": 60.0, "cpu_s": 90.0}
+
+
+def test_one_row_a_model_with_mean_and_deviation():
+    ours, peer = accuracy.table([a_run("ours", 0, 0.2), a_run("ours", 1, 0.4), a_run("torchvision", 0, 0.1)])
+    assert (ours["seeds"], ours["box AP"], ours["training, CPU minutes"]) == (2, "0.300 ± 0.141", "1.5")
+    assert (peer["model"], peer["mask AP"]) == ("torchvision", "0.100")
+
+
+def test_a_finished_run_is_kept_and_another_config_refused(tmp_path):
+    config = accuracy.SETTINGS["scenes"]
+    path = tmp_path / "accuracy_scenes_ours_0.json"
+    path.write_text(json.dumps({**a_run("ours", 0, 0.2), "config": config.to_json()}))
+    arguments = (path, "scenes", "ours")
+    assert accuracy.kept_run(*arguments, config, (tmp_path, tmp_path))["seed"] == 0
+    with pytest.raises(ValueError, match="another config"):
+        accuracy.kept_run(*arguments, config.replace(seed=1), (tmp_path, tmp_path))
+    assert len(accuracy.finished_runs(tmp_path, "accuracy")) == 1
+
+
+@pytest.mark.parametrize("setting", accuracy.SETTINGS)
+def test_each_row_of_the_ablation_changes_one_thing(setting):
+    recipe, *others = ablation.rows_of(setting).values()
+    for config in others:
+        same_stages = config.replace(joint_changes=()) == recipe.replace(joint_changes=())
+        assert same_stages != (config.joint_changes == recipe.joint_changes)
+        assert accuracy.images_seen(config) == accuracy.images_seen(recipe)
+    named = {field for fields in ablation.WITHOUT.values() for field in fields}
+    assert named == {change.partition("=")[0] for change in recipe.joint_changes if "samples" not in change} - {
+        "box_pre_nms_test"
+    }
+
+
+def test_torchvision_gets_the_same_trunk_widths_and_anchors():
+    config = accuracy.SETTINGS["scenes"]
+    model = accuracy.torchvision_model(config)
+    assert model.backbone.out_channels == config.fpn_channels and model.transform.min_size == (180,)
+    assert model.roi_heads.box_head.fc6.out_features == config.box_hidden
+    assert model.rpn.anchor_generator.sizes == tuple((s,) for s in config.anchor_scales)
+    assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 4
+    assert all(p.requires_grad for p in model.parameters() if isinstance(p, torch.nn.Parameter))
