@@ -29,6 +29,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from tqdm import tqdm
 
+from benchmarks.timing import machine
 from lib.backbone import backbone_parts, build_backbone
 from lib.checkpoint import load_model
 from lib.config import NUM_CLASSES, STAGES, Config, load_config
@@ -235,7 +236,7 @@ def run(setting: str, model_name: str, config: Config, train: Path, test: Path, 
     collect = torchvision_results if model_name == "torchvision" else collect_results
     seen = images_seen(config) * len(CourseDataset(train, "train", config, with_masks=False))
     about = {"setting": setting, "model": model_name, "seed": config.seed, "images seen": seen}
-    about |= {"threads": torch.get_num_threads(), "precision": precision(config.mixed_precision)}
+    about |= {"precision": precision(config.mixed_precision), "machine": machine()}
     return about | seconds | {"scores": scores(collect(model, dataset), dataset), "config": config.to_json()}
 
 
@@ -333,6 +334,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in args.models:
             path = args.out / f"accuracy_{args.setting}_{model}_{seed}.json"
             config = SETTINGS[args.setting].override([*args.set, f"seed={seed}"])
+            if model == "torchvision":
+                config = config.replace(joint_changes=())  # ours alone
             kept_run(path, args.setting, model, config, data)
             print_table(table(finished_runs(args.out, "accuracy")))
     save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy")
