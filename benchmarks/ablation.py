@@ -25,6 +25,7 @@ WITHOUT = {  # row: the entries of `joint_changes` that it leaves out, so that t
     "smooth L1 with beta 1": ("smooth_l1_beta", "rpn_box_weight", "box_loss_weight"),
     "no true boxes among the proposals": ("box_adds_truth",),
     "3 : 1 sampling and IoU > 0.4": ("box_positive_fraction", "box_positive_iou"),
+    "NMS at 0.5 among the boxes for masks": ("box_nms_iou_train",),
 }
 
 

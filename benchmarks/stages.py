@@ -58,7 +58,7 @@ SAME = (
     "cross_boundary=clip",  # it keeps the anchors that cross the boundary
     "smooth_l1_beta=0.1111111111111111",
     "box_post_nms_train=100",  # boxes an image that train the mask head, for both; fewer with --set
-    "box_nms_iou=1.0",  # ... so that NMS leaves so many
+    "box_nms_iou_train=1.0",  # ... so that NMS leaves so many
     *(f"{stage}_batch_size={BATCH}" for stage in ("rpn", "boxhead", "maskhead")),
 )
 

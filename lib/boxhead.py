@@ -107,7 +107,7 @@ def refine(
         boxes = clip(boxes, *content)
         is_object = is_object & (scores > config.box_score_threshold)
         keep = is_object & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(dim=1)
-        keep = _top(boxes, labels, scores, keep, config.box_pre_nms_test, config.box_post_nms_test, config)
+        keep = _top(boxes, labels, scores, keep, config.box_pre_nms_test, config.box_post_nms_test, config.box_nms_iou)
         detections.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
     return detections
 
@@ -134,7 +134,9 @@ def refine_for_training(
         if config.cross_boundary == "clip":
             boxes = clip(boxes, *content)
         keep = inside(boxes, *content) & (object_of > 0)
-        keep = _top(boxes, labels, scores, keep, config.box_pre_nms_train, config.box_post_nms_train, config)
+        keep = _top(
+            boxes, labels, scores, keep, config.box_pre_nms_train, config.box_post_nms_train, config.box_nms_iou_train
+        )
         chosen.append({"boxes": boxes[keep], "labels": object_of[keep], "matched": matched[keep]})
     return chosen
 
@@ -163,10 +165,10 @@ def _every_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
 
 
 def _top(
-    boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, pre_nms: int, post_nms: int, config: Config
+    boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, pre_nms: int, post_nms: int, nms_iou: float
 ) -> Tensor:
     """Indices of the boxes that survive: of those in `keep` (R,) bool the top K', NMS for each class, the top N'."""
     candidates = keep.nonzero().flatten()
     candidates = candidates[scores[candidates].argsort(descending=True, stable=True)[:pre_nms]]
-    survivors = batched_nms(boxes[candidates], scores[candidates], labels[candidates], config.box_nms_iou)
+    survivors = batched_nms(boxes[candidates], scores[candidates], labels[candidates], nms_iou)
     return candidates[survivors[:post_nms]]

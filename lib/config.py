@@ -30,9 +30,9 @@ JOINT_CHANGES = (
     "box_adds_truth=True",
     "box_positive_iou=0.5",
     "box_positive_fraction=0.25",
+    "box_nms_iou_train=0.9",
     "smooth_l1_beta=0.1",
     "rpn_box_weight=2",
-    "box_loss_weight=2",
     "box_score_threshold=0.05",
 )
 
@@ -101,9 +101,8 @@ class Config:
     box_positive_fraction: float = 0.75  # 3 : 1, objects to background
     box_loss_weight: float = 10.0  # brings the regressor's loss to the size of the classifier's (§6.4)
     box_nms_iou: float = 0.5
-    box_score_threshold: float = (
-        0.0  # 0: a proposal's most probable class, if not background (§6.5); else each above it
-    )
+    box_nms_iou_train: float = 0.5  # of NMS among the boxes that train the mask head
+    box_score_threshold: float = 0.0  # 0: a proposal's best class, if not background (§6.5); else every class above it
     box_pre_nms_train: int = 200  # K' and N' (§6.5)
     box_post_nms_train: int = 100
     box_pre_nms_test: int = 300
@@ -196,14 +195,14 @@ PROFILES = {
         rpn_epochs=3,
         boxhead_epochs=1,
         maskhead_epochs=2,
-        joint_epochs=7,
+        joint_epochs=6,
         rpn_batch_size=8,
         boxhead_batch_size=8,
         maskhead_batch_size=8,
         boxhead_lr=5e-4,
         maskhead_lr=1e-3,
         joint_lr=4e-4,
-        joint_changes=(*JOINT_CHANGES, "box_batch_samples=512"),
+        joint_changes=(*JOINT_CHANGES, "box_batch_samples=512", "box_loss_weight=2"),
         eval_batch_size=8,
     ),
 }

@@ -216,7 +216,7 @@ def naive_choice(boxes, classes, scores, objects, height, width, k, n):
     kept = []
     for i in good:  # 4: against every better box of the same class
         rivals = [j for j in kept if classes[j] == classes[i]]
-        if all(iou_matrix(boxes[i : i + 1], boxes[j : j + 1]) <= config.box_nms_iou for j in rivals):
+        if all(iou_matrix(boxes[i : i + 1], boxes[j : j + 1]) <= config.box_nms_iou_train for j in rivals):
             kept.append(i)
     return kept[:n]  # 5
 

@@ -119,6 +119,20 @@ def test_nms_is_for_each_class_alone(config):
     assert_close(found["scores"], torch.tensor([e**3 / (e**3 + 3), e**2.5 / (e**2.5 + 3)]))
 
 
+def test_training_has_an_nms_threshold_of_its_own(config):
+    """Three boxes on one object, with IoU 0.8 between neighbours and 0.6 between the outer two."""
+    boxes = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 18], [10, 10, 20, 16]])
+    logits, targets = (
+        torch.tensor([[0.0, 3, 0, 0], [0, 2, 0, 0], [0, 1, 0, 0]]),
+        {"boxes": boxes[:1], "labels": LABELS[:1]},
+    )
+    for iou, kept in ((0.5, [10]), (0.7, [10, 6]), (0.9, [10, 8, 6])):
+        limit = config.replace(box_nms_iou_train=iou)
+        chosen = refine_for_training(logits, torch.zeros(3, 3, 4), [boxes], [targets], CONTENT, limit)[0]["boxes"]
+        assert (chosen[:, 3] - chosen[:, 1]).tolist() == kept
+        assert len(refine(logits, torch.zeros(3, 3, 4), [boxes], CONTENT, limit)[0]["boxes"]) == 1
+
+
 def test_boxes_that_train_the_mask_head(config):
     logits, deltas, proposals = head_outputs(1)
     targets = [{"boxes": OBJECTS, "labels": LABELS}, {"boxes": OBJECTS[:0], "labels": LABELS[:0]}]

@@ -115,3 +115,11 @@ def test_memory_is_kept_where_wanted():
     run = subprocess.run([sys.executable, "-c", program], cwd=runtime.root(), capture_output=True, text=True)
     given_back, kept = map(int, run.stdout.split())
     assert kept < given_back / 2
+
+
+@pytest.mark.parametrize("has_bf16, expected", [(True, "bf16"), (False, "no")])
+def test_precision_on_a_cpu_follows_its_instructions(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert runtime.precision() == expected
+    assert runtime.precision("fp16") == "fp16"
