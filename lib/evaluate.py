@@ -25,7 +25,7 @@ from lib.checkpoint import last_trained, load_model
 from lib.config import CLASS_NAMES, STAGES
 from lib.data import IMAGE_HEIGHT, IMAGE_WIDTH, CourseDataset, collate
 from lib.fast import for_inference
-from lib.maskhead import pasted_columns
+from lib.maskhead import pasted_crops
 from lib.maskrcnn import MaskRCNN
 from lib.runtime import command_errors, device, keep_memory
 from lib.split import SPLIT_FILE
@@ -99,15 +99,21 @@ def encode_masks(masks: Tensor) -> list[dict]:
 
 def encode_pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> list[dict]:
     """Run-length codes of small masks (D, m, m) in their boxes (D, 4): `encode_masks` of `paste_masks`, whose pixels
-    outside the boxes it never makes.
+    out of a box's reach it never makes.
 
     A code lists the lengths of runs of 0 and 1 down the columns of an image of `size` (H, W).
     """
     (height, width), codes = size, []
-    for start, columns in pasted_columns(masks, boxes, size, threshold):
-        changes = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + start * height
-        ends = [] if len(changes) and changes[-1] == height * width else [height * width]
-        codes.append({"size": [height, width], "counts": np.diff(changes, prepend=0, append=ends).tolist()})
+    for left, top, crop in pasted_crops(masks, boxes, size, threshold):
+        pixels = np.concatenate([[False], crop.ravel()])
+        column, row = np.divmod(np.flatnonzero(pixels[1:] != pixels[:-1]), crop.shape[1])
+        changes = (left + column) * height + top + row  # where runs of 1 start and end, in turns
+        if crop.shape[1] > height:  # a run that ends at the foot of the image may go on at the head of the next column
+            goes_on = np.flatnonzero(changes[1:] == changes[:-1])
+            changes = np.delete(changes, np.concatenate([goes_on, goes_on + 1]))
+        end = [] if len(changes) and changes[-1] == height * width else [height * width]
+        edges = np.concatenate([[0], changes, end]).astype(np.uint32)
+        codes.append({"size": [height, width], "counts": edges[1:] - edges[:-1]})
     return rle.frPyObjects(codes, height, width) if codes else []
 
 

@@ -108,21 +108,23 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
     return torch.cat(pasted).to(torch.uint8) if pasted else masks.new_zeros((0, height, width), dtype=torch.uint8)
 
 
-def pasted_columns(
+def pasted_crops(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
-) -> Iterator[tuple[int, np.ndarray]]:
-    """`paste_masks` without the columns of pixels that a box cannot reach: for each mask its first column and, one row
-    a column of the image, (columns, H) bool.
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """`paste_masks` of the pixels that a box can reach alone: for each mask its first column, its first row and, one
+    row a column of the image, (columns, rows + 1) bool. The last row lies beyond the mask, or below the image: False.
     """
     (height, width), cells = size, masks.shape[-1]
     masks, boxes = masks.float().cpu(), boxes.float().cpu()
-    rows = _interpolation(boxes[:, 1], boxes[:, 3], height, cells).numpy()
-    columns = _interpolation(boxes[:, 0], boxes[:, 2], width, cells).numpy()
-    margin = (boxes[:, 2] - boxes[:, 0]) / (2 * cells)  # a mask reaches half a cell beyond its box
-    starts = (boxes[:, 0] - margin).floor().clamp(0, width).int().tolist()
-    ends = (boxes[:, 2] + margin).ceil().clamp(0, width).int().tolist()
-    for mask, row, column, start, end in zip(masks.numpy(), rows, columns, starts, ends, strict=True):
-        yield start, column[start:end] @ (row @ mask).T >= threshold
+    columns = _interpolation(boxes[:, 0], boxes[:, 2], width, cells)  # (D, W, m)
+    rows = _interpolation(boxes[:, 1], boxes[:, 3], height, cells)
+    halfway = F.pad(masks.mT @ rows.mT, (0, 1))  # (D, m, H + 1)
+    reach = (boxes[:, 2:] - boxes[:, :2]) / (2 * cells)  # a mask reaches half a cell beyond its box
+    limit = torch.tensor([width, height])
+    starts = (boxes[:, :2] - reach).floor().clamp(min=0).minimum(limit).int().tolist()
+    ends = (boxes[:, 2:] + reach).ceil().clamp(min=0).minimum(limit).int().tolist()
+    for column, half, (left, top), (right, bottom) in zip(columns.numpy(), halfway.numpy(), starts, ends, strict=True):
+        yield left, top, column[left:right] @ half[:, top : bottom + 1] >= threshold
 
 
 def _interpolation(start: Tensor, end: Tensor, length: int, m: int) -> Tensor:
