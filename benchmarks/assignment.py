@@ -48,7 +48,7 @@ def check(anchors: Tensor, grids: tuple, boxes: Tensor, config: Config) -> None:
     labels, positive, matched = assign_anchors(grids, boxes, config)
     theirs, their_objects = torchvision_labels(anchors, boxes, config)
     plain, objects = match_anchors(iou_matrix(anchors, boxes), config.rpn_positive_iou, config.rpn_negative_iou)
-    assert torch.equal(labels, theirs) and torch.equal(labels, plain)
+    assert torch.equal(labels.long(), theirs) and torch.equal(labels.long(), plain)
     assert torch.equal(matched, their_objects[positive]) and torch.equal(matched, objects[positive])
 
 

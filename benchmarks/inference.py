@@ -80,7 +80,9 @@ def copy_heads(peer: TorchvisionMaskRCNN, ours: MaskRCNN) -> None:
     last.weight, last.bias = nn.Parameter(last.weight[1:]), nn.Parameter(last.bias[1:])
     layers = [m for m in roi.mask_head.modules() if isinstance(m, nn.Conv2d)]
     pairs = [(ours.rpn.conv, conv), (ours.rpn.objectness, head.cls_logits), (ours.rpn.regressor, head.bbox_pred)]
-    pairs += [(ours.box_head.mlp[1], roi.box_head.fc6), (ours.box_head.mlp[3], roi.box_head.fc7)]
+    fc6 = copy.deepcopy(roi.box_head.fc6)  # it reads the cells of one channel after the other, ours channels of cells
+    fc6.weight = nn.Parameter(fc6.weight.unflatten(1, (ours.backbone.out_channels, -1)).transpose(1, 2).flatten(1))
+    pairs += [(ours.box_head.mlp[0], fc6), (ours.box_head.mlp[2], roi.box_head.fc7)]
     pairs += [(ours.box_head.classifier, roi.box_predictor.cls_score), (ours.box_head.regressor, regressor)]
     pairs += zip(ours.mask_head.layers[:8:2], layers, strict=True)
     pairs += [(ours.mask_head.layers[8], roi.mask_predictor.conv5_mask), (ours.mask_head.layers[10], last)]

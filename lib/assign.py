@@ -56,7 +56,7 @@ def _outside(grids: tuple[tuple[int, int], ...], content: tuple[int, int], confi
 def assign_anchors(
     grids: tuple[tuple[int, int], ...], gt_boxes: Tensor, config: Config, content: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels (A,), the indices (P,) of the positive anchors, and the object (P,) of each one's highest IoU.
+    """Labels (A,) int8, the indices (P,) of the positive anchors, and the object (P,) of each one's highest IoU.
 
     `grids` are the pyramid's (Sy, Sx), `gt_boxes` (G, 4). With `content` (height, width), anchors that cross its
     boundary are IGNORED and no object's best.
@@ -64,7 +64,7 @@ def assign_anchors(
     levels = _levels(grids, config)
     shapes = [(level.y.shape[1], *level.x.shape[1:]) for level in levels]  # (Sy, Sx, K)
     sizes = [math.prod(shape) for shape in shapes]
-    labels = np.full(sum(sizes), NEGATIVE)
+    labels = np.full(sum(sizes), NEGATIVE, np.int8)
     found = [v.reshape(s) for v, s in zip(np.split(labels, np.cumsum(sizes)[:-1]), shapes, strict=True)]  # views
     outside = None if content is None else _outside(grids, content, config)
     for box in gt_boxes.float().cpu().numpy():

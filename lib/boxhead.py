@@ -25,7 +25,7 @@ class BoxHead(nn.Module):
     def __init__(self, channels: int, pool_size: int, hidden: int):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels * pool_size**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+            nn.Linear(channels * pool_size**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
         self.classifier = nn.Linear(hidden, NUM_CLASSES + 1)
         self.regressor = nn.Linear(hidden, 4 * NUM_CLASSES)
@@ -33,8 +33,11 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.regressor.weight, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features (R, C, P, P) -> logits (R, K + 1), deltas (R, K, 4)."""
-        hidden = self.mlp(pooled)
+        """Pooled features (R, C, P, P) -> logits (R, K + 1), deltas (R, K, 4).
+
+        The feature vector lists the C channels of one cell after the other, the order in which they lie in memory.
+        """
+        hidden = self.mlp(pooled.permute(0, 2, 3, 1).flatten(1))
         return self.classifier(hidden), self.regressor(hidden).view(-1, NUM_CLASSES, 4)
 
 

@@ -40,10 +40,6 @@ def for_inference(model: MaskRCNN) -> MaskRCNN:
         if isinstance(layer, nn.ReLU):
             layer.inplace = True
     if where.type == "cpu":
-        fast.box_head.mlp[0], fast.box_head.mlp[1] = (
-            ChannelsLastFlatten(),
-            channels_last_linear(fast.box_head.mlp[1], fast.config.box_pool_size**2),
-        )
         for parent in list(fast.modules()):
             for name, layer in parent.named_children():
                 if (faster := _faster(layer)) is not None:
@@ -114,20 +110,6 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
         return F.linear(x.contiguous(), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-class ChannelsLastFlatten(nn.Module):
-    """(R, C, P, P) -> (R, P P C): with channels last in memory, nothing moves."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).flatten(1)
-
-
-def channels_last_linear(linear: nn.Linear, cells: int) -> nn.Linear:
-    """The layer for inputs in the order of `ChannelsLastFlatten`; `cells` are P P."""
-    weight = linear.weight.unflatten(1, (-1, cells)).transpose(1, 2).flatten(1)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
 
 
 class Winograd(nn.Module):

@@ -169,7 +169,7 @@ class BoxHeadStage(Stage):
     @torch.no_grad()
     def gather(self, features, chosen):
         pooled = self.model.pool(features, chosen["rois"], chosen["images"], self.config.box_pool_size)
-        return {"pooled": pooled.flatten(1), "labels": chosen["labels"], "deltas": chosen["deltas"]}
+        return {"pooled": pooled, "labels": chosen["labels"], "deltas": chosen["deltas"]}
 
     def loss(self, samples):
         logits, deltas = self.model.box_head(samples["pooled"])

@@ -460,7 +460,7 @@ _ = runtime.save_figure(fig, "04_pooled")
 # ## The box head
 
 # %% [markdown]
-# Flatten the $(C_\text{FPN}, 7, 7)$ features, two linear layers with ReLU, and two linear read-outs: $C + 1 = 4$ class logits and
+# Flatten the $(C_\text{FPN}, 7, 7)$ features, cell after cell, two linear layers with ReLU, and two linear read-outs: $C + 1 = 4$ class logits and
 # $4C = 12$ deltas, one box **for each class** (§6.2). As in the RPN, the softmax is left to the loss and to what comes out at the end.
 
 # %%
@@ -475,7 +475,7 @@ torch.manual_seed(0)
 head = boxhead.BoxHead(channels=2, pool_size=7, hidden=16)
 toy = torch.randn(3, 2, 7, 7)
 w1, b1, w2, b2, wc, bc, wr, br = [p.detach() for p in head.parameters()]
-hidden = (toy.reshape(3, 98) @ w1.T + b1).clamp(min=0)
+hidden = (toy.permute(0, 2, 3, 1).reshape(3, 98) @ w1.T + b1).clamp(min=0)
 hidden = (hidden @ w2.T + b2).clamp(min=0)
 with torch.no_grad():
     logits, deltas = head(toy)

@@ -29,7 +29,7 @@ def test_labels_and_objects_of_the_plain_version(count, seed, content):
     labels, matched = torch.full((len(anchors),), IGNORED), torch.zeros(len(anchors), dtype=torch.long)
     labels[valid], matched[valid] = match_anchors(iou_matrix(anchors[valid], gt), 0.7, 0.3)
     fast, positive, of = assign_anchors(GRIDS, gt, CONFIG, content)
-    assert torch.equal(fast, labels)
+    assert torch.equal(fast.long(), labels)
     assert torch.equal(positive, (labels == POSITIVE).nonzero().flatten())
     assert torch.equal(of, matched[positive]) and (len(positive) > 0) == (count > 0)
 

@@ -182,7 +182,7 @@ def test_the_key(build, tmp_path, scenes):
     for name, value in (("box_batch_samples", 16), ("image_mean", (0.0, 0, 0)), ("boxhead_batch_size", 3)):
         assert key_of(build, tmp_path, **{name: value}) != same
     assert key_of(build, tmp_path, change=lambda stage, data: stage.model.rpn.conv.bias.data.add_(1e-3)) != same
-    assert key_of(build, tmp_path, change=lambda stage, data: stage.model.box_head.mlp[1].bias.data.add_(1)) == same
+    assert key_of(build, tmp_path, change=lambda stage, data: stage.model.box_head.mlp[0].bias.data.add_(1)) == same
     assert key_of(build, tmp_path, change=lambda stage, data: data["train"].indices.pop()) != same
     moved = shutil.copytree(scenes, tmp_path / "moved")
     images = moved / "hw3_mycocodata_img_comp_zlib.h5"
