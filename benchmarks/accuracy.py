@@ -33,23 +33,24 @@ from benchmarks.timing import machine
 from lib.backbone import backbone_parts, build_backbone
 from lib.checkpoint import load_model
 from lib.config import NUM_CLASSES, STAGES, Config, load_config
-from lib.data import CourseDataset, collate, flip_horizontally
+from lib.data import FILES, CourseDataset, collate, flip_horizontally
 from lib.evaluate import (
     average_precision,
     box_results,
     coco_evaluation,
+    code_results,
     collect_results,
+    encode_masks,
     ground_truth,
-    mask_results,
     proposal_recall,
 )
 from lib.report import save_table
-from lib.runtime import command_errors, device, paths, precision, seed_everything
+from lib.runtime import command_errors, device, keep_memory, paths, precision, seed_everything
 from lib.split import write_split
 from lib.synthetic import write_scenes
 from lib.train import train_stage, warmup_cosine
 
-TRAIN_SCENES, TEST_SCENES = 600, 200
+SCENES = {"train": (600, 100), "val": (200, 102), "test": (200, 101)}  # how many, and their seed
 SETTINGS = {
     "scenes": load_config("demo").override(
         "trunk_epochs=20 rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=5 rpn_post_nms_test=1000".split()
@@ -146,7 +147,7 @@ def train_torchvision(config: Config, data: Path) -> nn.Module:
             torch.nn.utils.clip_grad_norm_(learning, config.clip_norm)
             optimizer.step()
             schedule.step()
-            total += float(loss.detach())
+            total += loss.detach()
         seconds = time.perf_counter() - started
         print(f"torchvision {epoch + 1:2d}/{epochs}  train {total / len(loader):.4f}  {seconds:.0f} s", flush=True)
     return model
@@ -165,7 +166,8 @@ def torchvision_results(model: nn.Module, dataset: CourseDataset) -> dict[str, l
         results["proposals"] += box_results(n, boxes, torch.ones(len(boxes), dtype=torch.long), ranks)
         boxes, labels, scores = (found[k].cpu() for k in ("boxes", "labels", "scores"))
         results["box"] += box_results(n, boxes, labels, scores)
-        results["mask"] += mask_results(n, (found["masks"][:, 0] > 0.5).to(torch.uint8).cpu(), labels, scores)
+        codes = encode_masks((found["masks"][:, 0] > 0.5).to(torch.uint8).cpu())
+        results["mask"] += code_results(n, codes, labels, scores)
     return results
 
 
@@ -225,6 +227,7 @@ def run(setting: str, model_name: str, config: Config, train: Path, test: Path, 
 
     Ours trains in the folder `weights`, where finished stages are kept, or in one of its own.
     """
+    keep_memory()  # as `train_stage` does: both sides have the same allocator
     wall, cpu = time.perf_counter(), time.process_time()
     if model_name == "torchvision":
         model = train_torchvision(config, train)
@@ -268,25 +271,27 @@ def finished_runs(folder: Path, kind: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------ the command
 
 
-def scenes_data() -> tuple[Path, Path]:
-    """Scenes to train on and other scenes to test on, written on first use."""
+def scenes_data(held_out: str = "test") -> tuple[Path, Path]:
+    """Scenes to train on and others to score on, written on first use: "val" for choosing a recipe, "test" for all
+    else.
+    """
     folders = []
-    for name, count, seed in (("train", TRAIN_SCENES, 100), ("test", TEST_SCENES, 101)):
-        folder = paths().data / f"benchmark_{name}"
-        if not folder.is_dir():
+    for name in ("train", held_out):
+        folder, (count, seed) = paths().data / f"benchmark_{name}", SCENES[name]
+        if not (folder / FILES["boxes"]).is_file():
             write_scenes(folder, count, seed)
         write_split(folder, {name: range(count)})
         folders.append(folder)
     return tuple(folders)
 
 
-def data_of(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The data sets to train and to test on; ValueError where photographs are asked for and not given."""
+def data_of(args: argparse.Namespace, held_out: str = "test") -> tuple[Path, Path]:
+    """The data sets to train and to score on; ValueError where photographs are asked for and not given."""
     if args.train and args.test:
         return args.train, args.test
     if args.train or args.test or args.setting != "scenes":
         raise ValueError(f"{args.setting}: name two data sets, --train DIR to train on and --test DIR to score on")
-    return scenes_data()
+    return scenes_data(held_out)
 
 
 COLUMNS = {  # of the table: where a run's scores hold them

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 
 from lib.cache import sample_caches
 from lib.checkpoint import last_trained, load_model
@@ -75,7 +76,7 @@ def train(stage: RPNStage, dataset, accelerator: Accelerator) -> None:
     stage.train()
     for batch in (batch for _ in range(EPOCHS) for batch in batches):
         with accelerator.autocast():
-            losses = stage(*batch)
+            losses = stage(*send_to_device(batch, device))
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -117,8 +117,9 @@ def run_torchvision(model: nn.Module, images: Tensor, clock: Callable[[str], Non
 def by_part(ours: MaskRCNN, peer: nn.Module, images: Tensor, runs: int) -> list[dict]:
     """A row a part, and one for all; both sides in turns, the first turn left out."""
     times = {"ours ms": [], "torchvision ms": []}
-    for _ in range(runs + 1):
-        for column, run, model in (("ours ms", run_ours, ours), ("torchvision ms", run_torchvision, peer)):
+    sides = [("ours ms", run_ours, ours), ("torchvision ms", run_torchvision, peer)]
+    for turn in range(runs + 1):
+        for column, run, model in sides[:: (-1) ** turn]:
             clock = Clock()
             run(model, images, clock)
             times[column].append({**clock.parts, "all": sum(clock.parts.values())})
@@ -145,7 +146,7 @@ def growth(ours: MaskRCNN, peer: nn.Module, image: Tensor, runs: int) -> list[di
         set_config(ours, peer, config.replace(**changed))
         images = image.expand(batch, *image.shape)
         both = partial(run_ours, ours, images, untimed), partial(run_torchvision, peer, images, untimed)
-        pairs = [[seconds(run) for run in both] for _ in range(runs + 1)]
+        pairs = [[seconds(run) for run in both[:: (-1) ** turn]][:: (-1) ** turn] for turn in range(runs + 1)]
         mine, theirs = (float(v) * 1e3 for v in np.median(pairs[1:], axis=0))
         at = batch if name == "batch" else "×".join(map(str, changed.values()))
         rows.append({"cost of": name, "at": str(at), "ours ms": mine, "torchvision ms": theirs, "ratio": theirs / mine})

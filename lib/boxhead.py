@@ -101,8 +101,9 @@ def refine(
     """Post-processing in testing (§6.5): head outputs for the proposals (Ri, 4) of each image -> its detections, best
     first.
 
-    Each proposal becomes one box of its most probable class; background is removed, boxes are clipped to the `content`
-    (height, width), then the top K', NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
+    Each proposal becomes one box of its most probable class, and background is removed; or, where the config has a
+    score threshold, one of every class above it. Boxes are clipped to the `content` (height, width), then the top K',
+    NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
     """
     detections = []
     candidates = _every_class if config.box_score_threshold > 0 else _best_class
@@ -124,18 +125,19 @@ def refine_for_training(
     content: tuple[int, int],
     config: Config,
 ) -> list[dict]:
-    """Post-processing while the mask head learns (§6.5): boxes inside the image with IoU > 0.5 with an object.
+    """Post-processing while the mask head learns (§6.5): boxes inside the image, or cut at its edge where the config
+    says so, with IoU > 0.5 with an object.
 
     Then the top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of
     the matched object and `matched` (D,) its index.
     """
     chosen = []
     for (boxes, labels, scores, _), target in zip(_best_class(logits, deltas, proposals), targets, strict=True):
+        if config.cross_boundary == "clip":
+            boxes = clip(boxes, *content)
         object_of, matched = match_proposals(
             iou_matrix(boxes, target["boxes"]), target["labels"], config.mask_positive_iou
         )
-        if config.cross_boundary == "clip":
-            boxes = clip(boxes, *content)
         keep = inside(boxes, *content) & (object_of > 0)
         keep = _top(
             boxes, labels, scores, keep, config.box_pre_nms_train, config.box_post_nms_train, config.box_nms_iou_train

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -32,10 +33,11 @@ from lib.config import STAGES
 from lib.data import FILES, CourseDataset, collate, flip_horizontally, prepare
 from lib.fast import for_inference
 from lib.matching import take
-from lib.runtime import command_errors, paths
+from lib.runtime import DRIVE, command_errors, paths
 from lib.stages import Samples, Stage
 
 Batch = tuple[dict[str, np.ndarray], list[int]]  # columns of rows, entry after entry, and the rows of each entry
+LOCAL = Path(tempfile.gettempdir()) / "maskrcnn"
 LEFT_FREE = 2**30  # bytes of the disk that a cache does not use
 _HALF = ("patches", "pooled", "masks")  # columns in half precision; masks of 0 and 1 are exact in it
 _OF_LEARNING = ("weight_decay", "warmup_fraction", "clip_norm", "smooth_l1_beta", "rpn_box_weight", "box_loss_weight")
@@ -109,7 +111,9 @@ def variants_of(stage: Stage) -> dict[str, int]:
 
 
 def cache_folder(weights: str | Path, name: str) -> Path:
-    return Path(weights) / f"{name}.cache"
+    """Beside the stage's weights; where these lie in Google Drive, on the machine's own disk."""
+    weights = Path(weights).resolve()
+    return (LOCAL / weights.name if weights.is_relative_to(DRIVE) else weights) / f"{name}.cache"
 
 
 def cache_key(stage: Stage, datasets: Mapping[str, CourseDataset], precision: str) -> str:

@@ -27,9 +27,6 @@ _CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto
 # What joint fine-tuning does otherwise than the sheet: each entry has its row in the ablation table of 06_eval.
 JOINT_CHANGES = (
     "cross_boundary=clip",
-    "box_adds_truth=True",
-    "box_positive_iou=0.5",
-    "box_positive_fraction=0.25",
     "box_nms_iou_train=0.9",
     "smooth_l1_beta=0.1",
     "rpn_box_weight=2",

@@ -79,11 +79,6 @@ def box_results(image: int, boxes: Tensor, labels: Tensor, scores: Tensor) -> li
     return [{"image_id": image, "category_id": label, "bbox": box, "score": score} for box, label, score in rows]
 
 
-def mask_results(image: int, masks: Tensor, labels: Tensor, scores: Tensor) -> list[dict]:
-    """COCO results of masks (D, H, W) uint8, as compressed RLE."""
-    return code_results(image, encode_masks(masks), labels, scores)
-
-
 def code_results(image: int, codes: list[dict], labels: Tensor, scores: Tensor) -> list[dict]:
     """COCO results of masks given as compressed RLE."""
     rows = zip(codes, labels.tolist(), scores.tolist(), strict=True)

@@ -61,7 +61,8 @@ def fold_batchnorm(module: nn.Module, example) -> nn.Module:
             made_by[id(output)] = layer
             outputs.append(output)  # alive, so that its id stays its own
         elif isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d) and id(inputs[0]) in made_by:
-            pairs[layer] = made_by[id(inputs[0])]
+            if layer.weight is not None and layer.running_var is not None:
+                pairs[layer] = made_by[id(inputs[0])]
 
     hooks = [layer.register_forward_hook(remember) for layer in folded.modules()]
     folded(example)
@@ -72,7 +73,8 @@ def fold_batchnorm(module: nn.Module, example) -> nn.Module:
             if norm in pairs:
                 _fold(pairs[norm], norm)
                 setattr(parent, name, nn.Identity())
-    same = zip(_tensors(folded(example)), _tensors(module(example)), strict=True)
+    with torch.backends.cudnn.flags(enabled=False):  # it rounds to TF32: two roundings would differ too much
+        same = zip(_tensors(folded(example)), _tensors(module(example)), strict=True)
     return folded if all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item()) for a, b in same) else module
 
 

@@ -1,7 +1,7 @@
 """From overlaps to labels, and from labels to a balanced minibatch.
 
 A  anchors or proposals    G  ground-truth boxes    M  samples in a minibatch
-iou (A, G) in [0, 1]; labels (A,) int64; matched (A,) int64 indices into the G boxes
+iou (A, G) in [0, 1]; labels (A,) integers; matched (A,) int64 indices into the G boxes
 """
 
 import torch

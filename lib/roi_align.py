@@ -67,7 +67,7 @@ def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tenso
     return start[:, None] + (end - start)[:, None] * steps
 
 
-def _bilinear(points: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
+def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS,
     2).
 

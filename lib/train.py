@@ -202,8 +202,7 @@ class _Run:
     def finish(self) -> None:
         """Score the model on the val split and write the stage's file."""
         if self.accelerator.is_main_process:
-            with self.accelerator.autocast():
-                scores = evaluate_model(self.model.eval(), self.val_data, upto=self.name) if len(self.val_data) else {}
+            scores = evaluate_model(self.model.eval(), self.val_data, upto=self.name) if len(self.val_data) else {}
             path = save_stage(self.model, self.weights, self.name, scores)
             shutil.rmtree(self._resume_folder, ignore_errors=True)
             freed = remove(cache_folder(self.weights, self.name))

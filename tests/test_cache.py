@@ -29,6 +29,12 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_a_cache_never_lies_in_google_drive(tmp_path):
+    assert cache_folder(tmp_path, "rpn") == tmp_path / "rpn.cache"
+    on_drive = cache_folder("/content/drive/MyDrive/maskrcnn/weights/demo", "rpn")
+    assert on_drive == cache.LOCAL / "demo" / "rpn.cache" and "drive" not in on_drive.parts
+
+
 @pytest.fixture
 def everything(monkeypatch):
     """Caches hold every candidate, and a minibatch is drawn by rank: what is drawn does not depend on chance."""

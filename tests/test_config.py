@@ -103,5 +103,5 @@ def test_the_joint_stage_has_its_own_numbers(profile):
     assert all(config.of_stage(stage) == config for stage in STAGES[:-1])
     joint = config.of_stage("joint")
     assert (config.cross_boundary, config.box_positive_iou, config.smooth_l1_beta) == ("remove", 0.4, 1.0)
-    assert (joint.cross_boundary, joint.box_positive_iou, joint.smooth_l1_beta) == ("clip", 0.5, 0.1)
+    assert (joint.cross_boundary, joint.box_positive_iou, joint.smooth_l1_beta) == ("clip", 0.4, 0.1)
     assert joint.of_stage("joint") == joint == Config.from_json(joint.to_json())

@@ -12,10 +12,11 @@ from lib.evaluate import (
     average_precision,
     box_results,
     coco_evaluation,
+    code_results,
     course_map,
+    encode_masks,
     evaluate_model,
     ground_truth,
-    mask_results,
     precision_recall,
     proposal_recall,
 )
@@ -62,8 +63,9 @@ def test_perfect_detections_score_1(dataset):
     for kind in ("bbox", "segm"):
         results = []
         for image, target in ((i, dataset[i][1]) for i in range(3)):
-            make, what = (box_results, "boxes") if kind == "bbox" else (mask_results, "masks")
-            results += make(image, target[what], target["labels"], torch.tensor([0.5]))
+            make = box_results if kind == "bbox" else code_results
+            what = target["boxes"] if kind == "bbox" else encode_masks(target["masks"])
+            results += make(image, what, target["labels"], torch.tensor([0.5]))
         evaluation = coco_evaluation(ground_truth(dataset), results, kind)
         per_class = {name: {"AP": 1.0, "AP50": 1.0} for name in names}
         assert rounded(average_precision(evaluation)) == {**PERFECT, "per_class": per_class}

@@ -66,6 +66,12 @@ def test_what_cannot_be_folded_stays():
     assert fold_batchnorm(module, torch.randn(1, 3, 8, 8)) is module
 
 
+@pytest.mark.parametrize("without", ["affine", "track_running_stats"])
+def test_a_batchnorm_without_weights_or_statistics_stays(without):
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, **{without: False}), nn.Flatten(0, 1)).eval()
+    assert isinstance(fold_batchnorm(module, torch.randn(1, 3, 8, 8))[1], nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("size", [(8, 12), (14, 14), (5, 3), (1, 1), (33, 70)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()

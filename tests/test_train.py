@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +11,10 @@ from conftest import TinyBackbone
 from safetensors.torch import load_file
 
 from lib import train
-from lib.checkpoint import load_model, stage_path
+from lib.checkpoint import load_model, read_metadata, stage_path
 from lib.config import STAGES
+from lib.data import CourseDataset
+from lib.evaluate import evaluate_model
 from lib.history import read_history, write_history
 from lib.runtime import root
 from lib.train import main, train_stage, warmup_cosine
@@ -71,6 +75,15 @@ def test_what_was_trained_loads_and_scores(trained, short):
     assert model.config == short.of_stage("joint") and load_model(trained, "maskhead").config == short
     found = model(torch.zeros(1, 3, 300, 400, dtype=torch.uint8))[0]
     assert found["masks"].shape[1:] == (300, 400)
+
+
+def test_a_stage_that_trains_in_bf16_is_scored_in_float32(trained, scenes, short, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    train_stage("maskhead", short.replace(mixed_precision="bf16", maskhead_epochs=1), scenes, tmp_path)
+    scores = json.loads(read_metadata(stage_path(tmp_path, "maskhead"))["scores"])
+    config, val = load_model(tmp_path, "maskhead").config, CourseDataset(scenes, "val", short)
+    assert config.mixed_precision == "bf16" and scores["images"] == len(val) > 0
+    assert scores == evaluate_model(load_model(tmp_path, "maskhead"), val, "maskhead")
 
 
 def test_a_finished_stage_is_kept(trained, scenes, short, capsys):
