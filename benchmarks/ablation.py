@@ -13,10 +13,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
+from benchmarks.accuracy import MANY_OBJECTS, SETTINGS, data_of, finished_runs, kept_run, print_table, table
 from lib.config import Config
 from lib.report import save_table
 from lib.runtime import command_errors, paths
+
+
+def field_names(changes: Sequence[str]) -> set[str]:
+    """The fields that entries of `joint_changes` set."""
+    return {change.partition("=")[0] for change in changes}
+
 
 WITHOUT = {  # row: the entries of `joint_changes` that it leaves out, so that the value as printed holds
     "the recipe": (),
@@ -24,23 +30,25 @@ WITHOUT = {  # row: the entries of `joint_changes` that it leaves out, so that t
     "one class a proposal": ("box_score_threshold",),
     "smooth L1 with beta 1": ("smooth_l1_beta", "rpn_box_weight", "box_loss_weight"),
     "NMS at 0.5 among the boxes for masks": ("box_nms_iou_train",),
+    "no true boxes, 3 : 1 sampling, IoU > 0.4": field_names(MANY_OBJECTS),
 }
-WITH = {  # row: what it adds; changes that did not pay, and are not in the recipe
-    "true boxes among the proposals": ("box_adds_truth=True",),
-    "1 : 3 sampling and IoU > 0.5": ("box_positive_fraction=0.25", "box_positive_iou=0.5"),
+WITH = {  # row: what it adds
+    "true boxes, 1 : 3 sampling, IoU > 0.5": MANY_OBJECTS,
+    "box regression counts 5 instead of 2": ("box_loss_weight=5",),
 }
 
 
 def rows_of(setting: str) -> dict[str, Config]:
-    """The configs to compare, by name of their row."""
-    recipe = SETTINGS[setting]
-    rows = {}
+    """The configs to compare, by name of their row: those of WITHOUT and WITH that differ from the recipe."""
+    recipe, rows = SETTINGS[setting], {}
     for name, left_out in WITHOUT.items():
-        kept = [change for change in recipe.joint_changes if change.partition("=")[0] not in left_out]
-        rows[name] = recipe.replace(joint_changes=kept)
+        rows[name] = [c for c in recipe.joint_changes if not field_names([c]) <= set(left_out)]
     for name, added in WITH.items():
-        rows[name] = recipe.replace(joint_changes=[*recipe.joint_changes, *added])
-    return rows | ({"no stage 0": recipe.replace(trunk_epochs=0)} if recipe.trunk_epochs else {})
+        rows[name] = [*recipe.joint_changes, *(c for c in added if c not in recipe.joint_changes)]
+    rows = {name: recipe.replace(joint_changes=changes) for name, changes in rows.items()}
+    if recipe.trunk_epochs:
+        rows["no stage 0"] = recipe.replace(trunk_epochs=0)
+    return {name: config for name, config in rows.items() if config != recipe or name == "the recipe"}
 
 
 @command_errors()

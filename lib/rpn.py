@@ -21,6 +21,7 @@ from lib.assign import assign_anchors
 from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
 from lib.config import Config
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample, take
+from lib.roi_align import rows_by_level
 
 
 class RPNHead(nn.Module):
@@ -71,7 +72,7 @@ def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, 
     cell = anchors // anchors_per_cell
     level = torch.bucketize(cell, ends, right=True)
     cell = cell - (ends - cells.to(ends.device))[level]
-    parts = [(level == number).nonzero().flatten() for number in range(len(features))]  # the pairs of each level
+    parts = rows_by_level(level, len(features))  # the pairs of each level
     patches = [_patches(f, images[part], cell[part]) for f, part in zip(features, parts, strict=True)]
     return torch.cat(patches)[torch.cat(parts).argsort()].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 

@@ -347,16 +347,14 @@ report.markdown(
 # %% [markdown]
 # - **Objects at the border.** An object that the image's edge cuts off has few anchors inside the image, and no proposal that
 #   reaches beyond it survives §4.6. With `cross_boundary=clip` all anchors take part, and boxes are cut at the edge as in testing.
-# - **True boxes among the proposals**, so that an object which the RPN misses still teaches the heads.
-# - **1 : 3 instead of 3 : 1**, from IoU 0.5 on: in testing most proposals are background, and what the classifier says about
-#   them decides how many false detections there are.
 # - **Smooth L1 with β = 0.1.** With β = 1 every error below 1 is squared: one of a tenth of the box's width hardly pulls.
 # - **More boxes an object for the mask head.** In the stages, NMS at 0.5 leaves one or two boxes an object to learn masks from;
 #   here it removes only what overlaps by more than 0.9, so that a mask is learnt in many slightly different frames.
 # - **Every class above 0.05** instead of the best one: AP also counts what is found with a low score, if it is right.
 #
-# Does each of them pay? The same training with and without, on scenes, with everything else equal: two joint epochs, one seed. A
-# network is trained for every row, which takes longer than this notebook: the table was made by `python -m benchmarks.ablation`.
+# Does each of them pay? The same training with and without, on scenes, with everything else equal, one seed; scored on scenes that
+# no other table uses, for recipes are chosen by this one. A network is trained for every row, which takes longer than this notebook:
+# the table was made by `python -m benchmarks.ablation`.
 
 # %%
 MEASURED = runtime.root() / "figures"  # tables that come with the project
