@@ -76,8 +76,11 @@ def slug(name: str) -> str:
 
 
 def ablation_table(folder: Path) -> list[dict]:
-    """The rows of all finished runs, the recipe first; without their times, for the first trained the shared stages."""
-    runs = sorted(finished_runs(folder, "ablation"), key=lambda run: run["row"] != "the recipe")
+    """The rows of all finished runs, scenes and the recipe first; without their times, for the first of a setting
+    trained the stages that all share.
+    """
+    runs = finished_runs(folder, "ablation")
+    runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != "the recipe"))
     return [{k: v for k, v in row.items() if "minutes" not in k} for row in table(runs, "row")]
 
 
