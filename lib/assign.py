@@ -72,8 +72,9 @@ def assign_anchors(
     for level, out in zip(found, outside or (), strict=outside is not None):
         level[out] = IGNORED
     positive = torch.from_numpy(np.flatnonzero(labels == POSITIVE))
-    overlap = iou_matrix(pyramid_anchors(grids, config)[positive], gt_boxes.float().cpu())
-    matched = overlap.argmax(dim=1) if len(gt_boxes) else positive
+    matched = torch.zeros_like(positive)
+    if len(gt_boxes) > 1:
+        matched = iou_matrix(pyramid_anchors(grids, config)[positive], gt_boxes.float().cpu()).argmax(dim=1)
     return tuple(v.to(gt_boxes.device) for v in (torch.from_numpy(labels), positive, matched))
 
 

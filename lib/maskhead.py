@@ -123,8 +123,9 @@ def pasted_crops(
     limit = torch.tensor([width, height])
     starts = (boxes[:, :2] - reach).floor().clamp(min=0).minimum(limit).int().tolist()
     ends = (boxes[:, 2:] + reach).ceil().clamp(min=0).minimum(limit).int().tolist()
-    for column, half, (left, top), (right, bottom) in zip(columns.numpy(), halfway.numpy(), starts, ends, strict=True):
-        yield left, top, column[left:right] @ half[:, top : bottom + 1] >= threshold
+    for column, half, (left, top), (right, bottom) in zip(columns, halfway, starts, ends, strict=True):
+        # torch's product, for numpy's would wait for a thread that torch keeps busy
+        yield left, top, (column[left:right] @ half[:, top : bottom + 1] >= threshold).numpy()
 
 
 def _interpolation(start: Tensor, end: Tensor, length: int, m: int) -> Tensor:

@@ -362,9 +362,10 @@ columns = ("setting", "row", "seeds", "box AP", "AP50", "AP75", "mask AP", "mask
 report.markdown([{name: row[name] for name in columns} for row in report.read_table("06_ablation", MEASURED)])
 
 # %% [markdown]
-# On scenes each change is worth 0.01 to 0.02 of box AP, which a single seed just about shows, and stage 0 much more. The last rows
-# are changes that did not pay there, and so are not made: boxes count more, and the paper's 1 : 3 sampling from IoU 0.5 on with the
-# true boxes among the proposals. On photographs, with more and smaller objects, that sampling pays for masks and not for boxes.
+# On scenes each change is worth 0.01 to 0.02 of box AP, which a single seed just about shows, and stage 0 much more. Two rows are
+# changes that did not pay there, and so are not made: a box regression that counts more, and the paper's 1 : 3 sampling from IoU 0.5
+# on with the true boxes among the proposals. On photographs, with more and smaller objects, that sampling pays for masks and not for
+# boxes.
 #
 # And beside torchvision's own `MaskRCNN`, with the same trunk, pyramid, widths, image size, flips and number of images seen
 # (`python -m benchmarks.accuracy`). *found*: the share of objects that a detection with a score of at least 0.3 overlaps by half;
