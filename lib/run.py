@@ -157,7 +157,7 @@ def _announcement(names: list[str], config: Config, source: str) -> str:
     return (
         f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}; "
         f"stages trained already: {', '.join(trained) or 'none'}.\n"
-        "From nothing, the demo profile takes 10 to 15 minutes on two CPU cores and under 1 GB of disk."
+        "From nothing, the demo profile takes 13 to 20 minutes on two CPU cores and under 1 GB of disk."
     )
 
 
