@@ -211,7 +211,7 @@ def test_boxes_that_train_the_mask_head_may_be_clipped(config):
 
 
 def test_a_box_is_clipped_before_it_is_compared_with_the_objects(config):
-    """IoU 60 x 100 / (120 x 100) = 0.5 before, 0.6 after, with an object that ends at the image's edge."""
+    """IoU 60 x 90 / (120 x 90) = 0.5 before, 60 x 90 / (100 x 90) = 0.6 after, with an object at the image's edge."""
     box, target = torch.tensor([[-20.0, 0, 100, 90]]), {"boxes": torch.tensor([[0.0, 0, 60, 90]]), "labels": LABELS[:1]}
     clipping = config.replace(cross_boundary="clip", mask_positive_iou=0.55)
     logits = torch.tensor([[9.0, 1, 0, 0]])
