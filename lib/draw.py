@@ -112,13 +112,14 @@ def detections(ax: Axes, result: dict, class_names: Sequence[str], threshold: fl
 
 
 def curves(ax: Axes, history: Sequence[dict], names: Sequence[str] | None = None) -> Axes:
-    """The losses `names` (default: all) over the E epochs of a stage's history: train dotted, val solid."""
+    """The losses `names` (default: all) over the E epochs of a stage's history: train dotted and hollow, val solid."""
     names = names or [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
     for name, colour in zip(names, LINES * len(names), strict=False):
-        for split, style in (("train", ":"), ("val", "-")):
+        for split, style, face in (("train", ":", "white"), ("val", "-", colour)):
             rows = [row for row in history if f"{split}_{name}" in row]
             x, y = ([row[key] for row in rows] for key in ("epoch", f"{split}_{name}"))
-            ax.plot(x, y, style, color=colour, marker=".", label=f"{name.replace('_', ' ')}, {split}")
+            label = f"{name.replace('_', ' ')}, {split}"
+            ax.plot(x, y, style, color=colour, marker="o", markersize=4, markerfacecolor=face, label=label)
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.set(xlabel="epoch", ylabel="loss")
     return ax.legend(frameon=False, fontsize=8).axes

@@ -69,7 +69,7 @@ def learning_curves_figure(weights: Path | str, stage: str) -> Figure:
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
     fig = Figure(figsize=(3.2 * max(len(names), 2), 3), layout="constrained")
     for ax, name in zip(fig.subplots(1, len(names), squeeze=False).flat, names, strict=True):
-        draw.curves(ax, history, [name]).set_ylim(bottom=0)
+        draw.curves(ax, history, [name]).set_ylim(0, 1.05 * ax.dataLim.ymax)
     return fig
 
 

@@ -395,7 +395,7 @@ fig, axes = plt.subplots(2, 2, figsize=(13, 7), layout="constrained")
 for ax, stage in zip(axes.flat, STAGES, strict=True):
     draw.curves(ax, read_history(WEIGHTS, stage)).set_title(stage, fontsize=10)
     _ = ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    _ = ax.set_ylim(bottom=0)
+    _ = ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
 _ = runtime.save_figure(fig, "06_learning_curves")
 
 # %% [markdown]
