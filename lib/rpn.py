@@ -7,7 +7,8 @@ Only the M sampled anchors enter the loss, and an anchor's prediction depends on
 Training therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making
 proposals. The BatchNorm is one for all levels: it learns its statistics over the sampled positions of all levels
 together and applies them, stored, everywhere. A cache of such neighbourhoods (`lib.cache`) therefore changes nothing
-for it; and sampled positions, half of them on objects where there are enough, serve recall no worse than whole maps.
+for it; and RPNs that learn statistics of sampled positions recall as much as with those of whole maps
+(`benchmarks.batchnorm`).
 """
 
 from collections.abc import Sequence
