@@ -5,9 +5,12 @@
 Any module with this output and an `out_channels` will do: `MaskRCNN(config, backbone=...)`. FPN: Lin et al. 2017.
 """
 
+from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -22,8 +25,15 @@ def build_backbone(config: Config) -> nn.Module:
     """The backbone that the config names, with its weights.
 
     "maskrcnn_resnet50_fpn" is the backbone of torchvision's model of that name, trained on COCO; any other name is a
-    torchvision classification trunk under a new pyramid. Raises ValueError for an unknown name or unavailable weights.
+    torchvision classification trunk under a new pyramid, or, where the weights are a file of `lib.pretrain`, trunk and
+    pyramid from there. Raises ValueError for an unknown name or unavailable weights.
     """
+    if file := backbone_file(config):
+        return load_backbone(_build(config.replace(backbone_weights="none")), file)
+    return _build(config)
+
+
+def _build(config: Config) -> nn.Module:
     try:
         if config.backbone == "maskrcnn_resnet50_fpn":
             weights = None if config.backbone_weights == "none" else config.backbone_weights
@@ -37,6 +47,28 @@ def build_backbone(config: Config) -> nn.Module:
         ) from None
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:  # a vision transformer asserts, say
         raise ValueError(f"backbone {config.backbone!r} with weights {config.backbone_weights!r}: {error}") from None
+
+
+def backbone_file(config: Config) -> Path | None:
+    """The file that `config.backbone_weights` names, if it names one: from the project's folder, or absolute."""
+    if not config.backbone_weights.endswith(".safetensors"):
+        return None
+    return Path(__file__).resolve().parent.parent / config.backbone_weights
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
+    """Copy a file's trunk and pyramid, stored in half precision, into the backbone; ValueError where they don't fit."""
+    if not path.is_file():
+        raise ValueError(
+            f"the backbone's weights {path} are missing: restore the file (`git checkout {path.name}`), make it with "
+            "`python -m lib.pretrain`, or set backbone_weights=none"
+        )
+    try:
+        backbone.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path} does not fit this backbone: {reason}") from None
+    return backbone
 
 
 def _trunk_with_fpn(config: Config) -> nn.Module:

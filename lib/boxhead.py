@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
 from lib.config import NUM_CLASSES, Config
-from lib.matching import match_proposals, sample, take
+from lib.matching import match_proposals, sample
 
 
 class BoxHead(nn.Module):
@@ -51,10 +51,10 @@ def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: 
     return labels, boxes
 
 
-def proposal_candidates(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
-    """What a minibatch can be drawn from: the R proposals of all images with their targets.
+def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
+    """The minibatch of §6.3: M proposals over all images, objects to background as close to 3 : 1 as there are objects.
 
-    Returns `rois` (R, 4), `images` (R,) the image of each, `labels` (R,) and `deltas` (R, 4), zero for background.
+    Returns `rois` (M, 4), `images` (M,) the image of each, `labels` (M,) and `deltas` (M, 4), zero for background.
     """
     proposed = [p["boxes"] for p in proposals]
     if config.box_adds_truth:
@@ -62,15 +62,9 @@ def proposal_candidates(proposals: Sequence[dict], targets: Sequence[dict], conf
     rois, images = stack_rois(proposed)
     pairs = [box_targets(p, t["boxes"], t["labels"], config) for p, t in zip(proposed, targets, strict=True)]
     labels, boxes = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return {"rois": rois, "images": images, "labels": labels, "deltas": encode(boxes, rois)}
-
-
-def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
-    """The minibatch of §6.3: M candidates over all images, objects to background as close to 3 : 1 as there are
-    objects.
-    """
-    candidates = proposal_candidates(proposals, targets, config)
-    return take(candidates, sample(candidates["labels"], config.box_batch_samples, config.box_positive_fraction))
+    drawn = sample(labels, config.box_batch_samples, config.box_positive_fraction)
+    rois, boxes = rois[drawn], boxes[drawn]
+    return {"rois": rois, "images": images[drawn], "labels": labels[drawn], "deltas": encode(boxes, rois)}
 
 
 def stack_rois(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lib.backbone import backbone_file
 from lib.config import STAGES, Config
 from lib.maskrcnn import MaskRCNN
 
@@ -33,7 +34,7 @@ def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -
         "stage": stage,
         "config": model.config.to_json(),
         "scores": json.dumps(scores),
-        "built_on": built_on(weights, stage),
+        "built_on": built_on(weights, stage, model.config),
     }
     path = stage_path(weights, stage)
     partial = path.with_suffix(".partial")
@@ -102,9 +103,11 @@ def check_chain(weights: str | Path, last: str) -> None:
                 f"{path.name} is missing: it is looked for in {path.parent.resolve()}; train it with "
                 f"`python -m lib.train {stage} --weights {weights}`"
             )
-        if read_metadata(path)["built_on"] != built_on(weights, stage):
+        metadata = read_metadata(path)
+        if metadata["built_on"] != built_on(weights, stage, Config.from_json(metadata["config"])):
+            before = f"{previous_stage(stage)}.safetensors" if previous_stage(stage) else "backbone"
             raise ValueError(
-                f"{path} was trained on top of another {previous_stage(stage)}.safetensors: train {stage} again with "
+                f"{path} was trained on top of another {before}: train {stage} again with "
                 f"`python -m lib.train {stage} --weights {weights} --restart`"
             )
 
@@ -126,10 +129,11 @@ def stage_fields(config: Config, stage: str) -> dict:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in others and not k.startswith(later)}
 
 
-def built_on(weights: str | Path, stage: str) -> str:
-    """The fingerprint of the stage before, as its file is now; empty for the first stage."""
+def built_on(weights: str | Path, stage: str, config: Config) -> str:
+    """The fingerprint of the stage before, as its file is now; for the first stage, of the backbone's file if any."""
     before = previous_stage(stage)
-    return fingerprint(stage_path(weights, before)) if before else ""
+    file = stage_path(weights, before) if before else backbone_file(config)
+    return fingerprint(file) if file and file.is_file() else ""
 
 
 def previous_stage(stage: str) -> str | None:

@@ -1,8 +1,8 @@
 """Every number of the assignment, in one frozen dataclass with two profiles.
 
 `course` is the assignment sheet as printed. `demo` is the same system scaled down so that a CPU learns it in minutes:
-smaller images, a narrower pyramid and a ResNet-18 that starts from random weights; it learns to classify crops first
-(stage 0) and learns from whole images in the joint stage.
+smaller images, a narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on made-up scenes of its own
+(`lib.pretrain`) as the sheet's ResNet-50 was on COCO.
 
 Any field can be overridden: `load_config("demo", ["rpn_epochs=2"])` in a notebook, `--set rpn_epochs=2` on the command
 line, or `MASKRCNN_SET="rpn_epochs=2 ..."` in the environment.
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 CLASS_NAMES = ("background", "vehicle", "person", "animal")
 NUM_CLASSES = len(CLASS_NAMES) - 1  # C: the classes of objects, background not counted
+PRETRAINING_SEEDS = range(2**20, 2**20 + 16)  # of the scenes that the demo's backbone has seen: no data set may hold them
 STAGES = ("rpn", "boxhead", "maskhead", "joint")  # in the order in which they are trained
 _CHOICES = {name: ("none", "fpn", "all") for name in ("rpn_trains", "joint_trains")}
-_CHOICES |= {"cross_boundary": ("remove", "clip")}
+_CHOICES |= {"cross_boundary": ("remove", "clip"), "rpn_negatives": ("uniform", "balanced")}
 _CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto", "no", "fp16", "bf16")}
 
 
 # What joint fine-tuning does otherwise than the sheet: each entry has its row in the ablation table of 06_eval.
 JOINT_CHANGES = (
-    "cross_boundary=clip",
     "box_nms_iou_train=0.9",
     "smooth_l1_beta=0.1",
     "rpn_box_weight=2",
@@ -55,19 +55,18 @@ class Config:
 
     # backbone (§3)
     backbone: str = "maskrcnn_resnet50_fpn"  # this, or any torchvision classification trunk: "resnet18", "mobilenet_v2"
-    backbone_weights: str = "DEFAULT"  # a name of torchvision's weights API, or "none" for random weights
+    backbone_weights: str = "DEFAULT"  # a name of torchvision's weights API; a file that `lib.pretrain` wrote, from the
+    # project's folder; or "none" for random weights
     fpn_channels: int = 256
     rpn_trains: str = "none"  # what of the backbone learns along with the RPN: "none", "fpn" or "all"
     joint_trains: str = "all"  # what of the backbone learns in joint fine-tuning, likewise
-    trunk_epochs: int = 0  # stage 0, for a trunk without pretrained weights: it first learns to classify crops
-    trunk_batch_size: int = 64  # crops
-    trunk_lr: float = 2e-3
     frozen_trunk_blocks: int = 0  # the first blocks of the trunk that never learn
     trunk_batchnorm: str = "frozen"  # "frozen": stored statistics and scales; "trained": learns when the trunk does
+    store_features: bool = False  # the frozen backbone's maps of all images are computed once and kept on disk
 
     # anchors (§4.1, §4.2)
-    cross_boundary: str = "remove"  # in training, anchors and boxes that cross the image's boundary: "remove" as
-    # printed, or keep the anchors and "clip" the boxes as in testing
+    cross_boundary: str = "clip"  # in training, anchors and boxes that cross the image's boundary: "remove" as printed,
+    # or keep the anchors and "clip" the boxes as in testing
     anchor_scales: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # sqrt(w h), one for each of P2 ... P6
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # w / h
     rpn_positive_iou: float = 0.7
@@ -77,6 +76,8 @@ class Config:
     smooth_l1_beta: float = 1.0  # where smooth L1 turns from quadratic to linear, in the RPN and in the box head (§4.4)
     rpn_batch_samples: int = 512  # M, over the whole batch of images
     rpn_positive_fraction: float = 0.5
+    rpn_negatives: str = "balanced"  # drawn "uniform" from all negative anchors as printed, nearly all of which are on
+    # P2, or "balanced": as many from every level
     rpn_box_weight: float = 1.0  # both losses are averaged over the M anchors: equal weights (§4.5)
     rpn_nms_iou: float = 0.7
     rpn_pre_nms_train: int = 4000  # K and N (§4.6), chosen from the recall curve in 03_rpn
@@ -169,16 +170,13 @@ PROFILES = {
         profile="demo",
         image_height=180,
         image_width=240,
-        backbone="resnet18",
-        backbone_weights="none",
+        backbone="mobilenet_v3_large",
+        backbone_weights="weights/scenes_backbone.safetensors",
         fpn_channels=64,
+        store_features=True,
         val_fraction=0.06,
-        rpn_trains="fpn",
-        trunk_epochs=10,
-        trunk_batchnorm="trained",
         anchor_scales=(24.0, 48.0, 84.0, 120.0, 156.0),
         rpn_batch_samples=128,
-        rpn_box_weight=10.0,
         rpn_pre_nms_train=600,
         rpn_post_nms_train=200,
         rpn_pre_nms_test=600,
@@ -189,16 +187,14 @@ PROFILES = {
         box_pre_nms_train=80,
         box_post_nms_train=30,
         mask_hidden=64,
-        rpn_epochs=3,
-        boxhead_epochs=1,
-        maskhead_epochs=2,
-        joint_epochs=5,
         rpn_batch_size=8,
         boxhead_batch_size=8,
         maskhead_batch_size=8,
+        joint_batch_size=8,
         boxhead_lr=5e-4,
         maskhead_lr=1e-3,
         joint_lr=4e-4,
+        joint_epochs=5,
         joint_changes=(*JOINT_CHANGES, "box_batch_samples=512", "box_loss_weight=2"),
         eval_batch_size=8,
     ),

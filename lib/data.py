@@ -23,7 +23,7 @@ from lib.config import NUM_CLASSES, Config
 from lib.safe_npy import load_object_array
 from lib.split import SPLIT_FILE, load_split
 
-IMAGE_HEIGHT, IMAGE_WIDTH = 300, 400
+FRAME = IMAGE_HEIGHT, IMAGE_WIDTH = 300, 400
 FILES = {
     "images": "hw3_mycocodata_img_comp_zlib.h5",
     "masks": "hw3_mycocodata_mask_comp_zlib.h5",
@@ -67,7 +67,14 @@ class CourseDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
+        return torch.from_numpy(self._file("images")[self.indices[i]]), self.target(i)
+
+    def target(self, i: int) -> dict:
+        """An item's target alone: its image is not read."""
         n = self.indices[i]
         target = {
             "boxes": torch.from_numpy(self.boxes[n]),
@@ -77,7 +84,7 @@ class CourseDataset(torch.utils.data.Dataset):
         if self.with_masks:
             masks = self._file("masks")[self._first_mask[n] : self._first_mask[n + 1]]
             target["masks"] = torch.from_numpy((masks > 0).astype(np.uint8))
-        return torch.from_numpy(self._file("images")[n]), target
+        return target
 
     def _file(self, kind: str) -> h5py.Dataset:
         """The open HDF5 data set; a forked loader process opens its own."""
@@ -255,14 +262,14 @@ def _resize_masks(masks: Tensor, content: tuple[int, int], padded: tuple[int, in
 def flip_horizontally(images: Tensor, targets: list[dict], which: Tensor) -> tuple[Tensor, list[dict]]:
     """Mirror the images (B, 3, H, W) where `which` (B,) is true, with their boxes and masks; before any rescaling."""
     flipped = torch.where(which[:, None, None, None], images.flip(-1), images)
-    new_targets = []
-    for target, flip in zip(targets, which.tolist(), strict=True):
-        if flip:
-            target = {**target, "boxes": flip_boxes(target["boxes"], images.shape[-1])}
-            if "masks" in target:
-                target["masks"] = target["masks"].flip(-1)
-        new_targets.append(target)
-    return flipped, new_targets
+    mirrored = flip_targets(targets, images.shape[-1])
+    return flipped, [m if flip else t for m, t, flip in zip(mirrored, targets, which.tolist(), strict=True)]
+
+
+def flip_targets(targets: list[dict], width: int) -> list[dict]:
+    """The targets of the mirrored images, whose frame is `width` pixels wide."""
+    flipped = [{**target, "boxes": flip_boxes(target["boxes"], width)} for target in targets]
+    return [{**t, "masks": t["masks"].flip(-1)} if "masks" in t else t for t in flipped]
 
 
 def prepare(

@@ -42,30 +42,25 @@ def match_proposals(iou: Tensor, classes: Tensor, positive_iou: float) -> tuple[
     return torch.where(best > positive_iou, classes[matched], 0), matched
 
 
-def sample(labels: Tensor, size: int, positive_fraction: float) -> Tensor:
+def sample(labels: Tensor, size: int, positive_fraction: float, groups: Tensor | None = None) -> Tensor:
     """Indices (at most `size`,) of a random minibatch: positives first, filled up with negatives (§4.4, §6.3).
 
     `labels` (A,) of a whole batch of images: above 0 positive, 0 negative, IGNORED never drawn. As many positives as
-    there are, up to `positive_fraction` of the size; negatives make up the rest.
+    there are, up to `positive_fraction` of the size; negatives make up the rest. With `groups` (A,) int64, say the
+    pyramid level of each, every group gives as many negatives as every other, as far as it has them.
     """
     positive, negative = (labels > NEGATIVE).nonzero().flatten(), (labels == NEGATIVE).nonzero().flatten()
     positive = _choose(positive, round(size * positive_fraction))
-    return torch.cat([positive, _choose(negative, size - len(positive))])
+    count = size - len(positive)
+    return torch.cat([positive, _choose(negative, count) if groups is None else _in_turn(negative, groups, count)])
 
 
-def superset(labels: Tensor, size: int, positive_fraction: float, images: int, times: int) -> Tensor:
-    """Of one image's candidates, indices of those that many minibatches over `images` images can be drawn from.
-
-    As many positives as a minibatch of `size` may take, and `times` the image's share of negatives, drawn at random.
-    """
-    positive, negative = (labels > NEGATIVE).nonzero().flatten(), (labels == NEGATIVE).nonzero().flatten()
-    positive, share = _choose(positive, round(size * positive_fraction)), times * -(-size // images)
-    return torch.cat([positive, _choose(negative, max(share - len(positive), round(share * (1 - positive_fraction))))])
-
-
-def take(columns: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """These rows of every column."""
-    return {name: column[rows] for name, column in columns.items()}
+def _in_turn(indices: Tensor, groups: Tensor, count: int) -> Tensor:
+    """`count` of the indices at random, one of each group after the other until a group has no more."""
+    of_group = groups[indices]
+    chosen = [_choose(indices[of_group == group], count) for group in of_group.unique().tolist()]
+    turn = torch.cat([torch.arange(len(c), device=indices.device) for c in chosen] or [indices])
+    return torch.cat(chosen or [indices])[turn.argsort(stable=True)[:count]]
 
 
 def _choose(indices: Tensor, count: int) -> Tensor:

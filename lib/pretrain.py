@@ -1,106 +1,129 @@
-"""Stage 0, for a trunk without pretrained weights: it learns to classify crops of the training images.
+"""The demo's backbone: a whole Mask R-CNN learns from random weights on scenes made up on the fly, then trunk and
+pyramid alone are kept.
 
-    N  crops    s  side of a stored crop    labels: 0 background, else the class of the object
+    python -m lib.pretrain --images 40000
 
-A crop costs the trunk a small part of what an image costs, and its class is what objectness alone does not teach.
+The sheet's backbone is a detector's too (§3): torchvision's was trained on COCO, this one on scenes of seeds that no
+data set may use. Every scene is new: none is seen twice. A stopped run goes on from its last epoch, an "epoch" being
+a twentieth of the run; `--continues FILE` starts from an earlier run's backbone, on scenes of another seed.
 """
 
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from lib.boxes import iou_matrix
-from lib.config import NUM_CLASSES, Config
-from lib.data import normalised
-from lib.roi_align import roi_align
+from lib.backbone import load_backbone
+from lib.checkpoint import fingerprint
+from lib.config import PRETRAINING_SEEDS, Config, load_config
+from lib.evaluate import evaluate_model
+from lib.maskrcnn import MaskRCNN
+from lib.runtime import command_errors, keep_memory, paths, root
+from lib.synthetic import scene
+from lib.train import Run
 
-STORED = 96  # pixels: crops are cut once, with a margin, and kept as uint8; each epoch sees a random part of them
-SEEN = 64
-MARGIN = 1.3
-
-
-def pretrain_trunk(trunk: nn.Module, train: Dataset, val: Dataset, config: Config, accelerator: Accelerator) -> None:
-    """Train the trunk (images -> a dict of maps, the deepest last) in place for `config.trunk_epochs` epochs."""
-    device, size = accelerator.device, config.trunk_batch_size
-    crops, labels = cut_crops(train, device)
-    network = CropClassifier(trunk).to(device, memory_format=torch.channels_last).train()
-    epochs, batches = config.trunk_epochs, -(-len(crops) // size)
-    optimizer = torch.optim.AdamW(network.parameters(), config.trunk_lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.trunk_lr, epochs * batches, pct_start=0.2)
-    accelerator.print(f"trunk: {epochs} epochs of {len(crops)} crops in batches of {size}: {epochs * batches} steps")
-    shuffled = torch.cat([torch.randperm(len(crops), device=device) for _ in range(epochs)])
-    for chosen in tqdm(
-        shuffled.split(size)[: epochs * batches], "trunk", leave=False, disable=not accelerator.is_main_process
-    ):
-        with torch.autocast(device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
-            logits = network(augmented(crops[chosen], config))
-        loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    if len(val):
-        accelerator.print(
-            f"trunk: {accuracy(network.eval(), val, config, device):.3f} of the val split's crops are classified right"
-        )
+EPOCHS = 20
+HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
+RECIPE = (  # beside the demo profile's joint stage
+    "backbone_weights=none",
+    "trunk_batchnorm=trained",
+    "joint_lr=1e-3",
+    f"joint_epochs={EPOCHS}",
+    "box_adds_truth=True",  # an untrained RPN proposes few objects
+)
 
 
-class CropClassifier(nn.Module):
-    """The trunk, its deepest map averaged over the crop, and one linear layer to K + 1 logits."""
+class SceneStream(Dataset):
+    """`count` new scenes an epoch: item i of epoch e is scene e * count + i of the seed."""
 
-    def __init__(self, trunk: nn.Module):
-        super().__init__()
-        self.trunk = trunk
-        with torch.no_grad():
-            channels = list(trunk.eval()(torch.zeros(2, 3, SEEN, SEEN)).values())[-1].shape[1]
-        self.classifier = nn.Linear(channels, NUM_CLASSES + 1)
+    workers = 2  # processes that make scenes while the network learns
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """(N, 3, s, s) normalised -> (N, K + 1)."""
-        return self.classifier(list(self.trunk(crops).values())[-1].mean((2, 3)))
+    def __init__(self, seed: int, count: int):
+        self.seed, self.indices, self.epoch = seed, range(count), 0
 
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
-@torch.no_grad()
-def accuracy(network: CropClassifier, dataset: Dataset, config: Config, device: torch.device) -> float:
-    """The share of a data set's crops, seen whole, that the network puts in the right class."""
-    crops, labels = cut_crops(dataset, device)
-    seen = F.interpolate(crops.float() / 255, (SEEN, SEEN), mode="bilinear", antialias=True)
-    right = [
-        network(x).argmax(1) == y for x, y in zip(normalised(seen, config).split(256), labels.split(256), strict=True)
-    ]
-    return float(torch.cat(right).float().mean())
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, dict]:
+        number = self.epoch * len(self) + i
+        image, labels, boxes, masks = scene(np.random.default_rng([self.seed, number]))
+        target = {"boxes": boxes, "labels": labels.astype(np.int64), "masks": masks}
+        return torch.from_numpy(image), {"image_id": i, **{k: torch.from_numpy(v) for k, v in target.items()}}
 
 
-def cut_crops(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """One crop of each object and one of background an image: (N, 3, s, s) uint8 and labels (N,)."""
-    crops, labels = [], []
-    for i in tqdm(range(len(dataset)), "crops", leave=False, unit="img"):
-        image, target = dataset[i]
-        corners = torch.rand(8, 2, 2) * torch.tensor([image.shape[2], image.shape[1]])
-        background = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
-        background = background[(iou_matrix(background, target["boxes"]) < 0.2).all(1)][:1]
-        boxes = torch.cat([_enlarged(target["boxes"]), background])
-        pixels = roi_align(image[None].float(), boxes, torch.zeros(len(boxes), dtype=torch.long), STORED, samples=1)
-        crops.append(pixels.round().to(torch.uint8))
-        labels.append(F.pad(target["labels"], (0, len(background))))
-    return torch.cat(crops).to(device), torch.cat(labels).to(device)
+def pretrain(config: Config, images: int, run: int, folder: Path, continues: Path | None = None) -> MaskRCNN:
+    """Train a whole model on `images` scenes of the `run`-th pretraining seed; its checkpoints lie in `folder`."""
+    keep_memory()
+
+    def start() -> MaskRCNN:
+        model = MaskRCNN(config)
+        if continues:
+            load_backbone(model.backbone, continues)
+        return model
+
+    train = SceneStream(PRETRAINING_SEEDS[run], images // config.joint_epochs)
+    training = Run("joint", config, train, SceneStream(PRETRAINING_SEEDS[-1], HELD_OUT), folder, start)
+    training.train()
+    return training.model.eval()
 
 
-def _enlarged(boxes: Tensor) -> Tensor:
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * MARGIN / 2
-    return torch.cat([centre - half, centre + half], dim=1)
+def save_backbone(model: MaskRCNN, path: Path, record: dict) -> None:
+    """Trunk and pyramid in half precision, with what made them as metadata; the file appears whole or not at all."""
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.backbone.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, partial, {k: str(v) for k, v in record.items()})
+    partial.replace(path)
 
 
-def augmented(crops: Tensor, config: Config) -> Tensor:
-    """Random parts of the crops, mirrored at random, normalised: (N, 3, s, s) uint8 -> (N, 3, SEEN, SEEN) float."""
-    n = len(crops)
-    scale = torch.empty(n, 2, device=crops.device).uniform_(0.6, 1.0)
-    shift = (torch.rand(n, 2, device=crops.device) * 2 - 1) * (1 - scale)
-    mirror = torch.where(torch.rand(n, device=crops.device) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3, device=crops.device)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[:, 0] * mirror, scale[:, 1], shift
-    grid = F.affine_grid(theta, [n, 3, SEEN, SEEN], align_corners=False)
-    return normalised(F.grid_sample(crops.float() / 255, grid, align_corners=False), config)
+def read_record(path: Path) -> dict[str, str]:
+    """What made a backbone's file: `config`, `seeds`, `images_seen`, `scores`, `machine`, `date`."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@command_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.pretrain", description="Make the backbone of the demo profile.")
+    parser.add_argument("--images", type=int, default=40000, help="scenes to learn from, each seen once")
+    parser.add_argument("--out", type=Path, default=root() / "weights" / "scenes_backbone.safetensors")
+    parser.add_argument("--folder", type=Path, default=None, help="for checkpoints (default: weights/pretraining)")
+    parser.add_argument("--continues", type=Path, default=None, help="an earlier run's file to start from")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
+    args = parser.parse_args(argv)
+    config = load_config("demo", [*RECIPE, *args.set])
+    config = config.of_stage("joint").override(args.set)
+    before = read_record(args.continues) if args.continues else {"seeds": "[]", "images_seen": "0"}
+    seeds = json.loads(before["seeds"])
+    if len(seeds) >= len(PRETRAINING_SEEDS) - 1:
+        raise ValueError(f"{args.continues} has seen all {len(seeds)} pretraining seeds: start anew")
+    model = pretrain(config, args.images, len(seeds), args.folder or paths().weights / "pretraining", args.continues)
+    scores = evaluate_model(model, SceneStream(PRETRAINING_SEEDS[-1], HELD_OUT))
+    record = {
+        "config": json.dumps(dataclasses.asdict(config)),
+        "seeds": json.dumps([*seeds, PRETRAINING_SEEDS[len(seeds)]]),
+        "images_seen": int(before["images_seen"]) + args.images,
+        "scores": json.dumps(scores),
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
+    }
+    save_backbone(model, args.out, record)
+    print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB, {fingerprint(args.out)})")
+    print(f"box AP {scores['box']['AP']:.3f}, mask AP {scores['mask']['AP']:.3f} on {HELD_OUT} held-out scenes")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,8 @@
 Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
 Training therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making
 proposals. The BatchNorm is one for all levels: it learns its statistics over the sampled positions of all levels
-together and applies them, stored, everywhere. A cache of such neighbourhoods (`lib.cache`) therefore changes nothing
-for it; and RPNs that learn statistics of sampled positions recall as much as with those of whole maps
-(`benchmarks.batchnorm`).
+together and applies them, stored, everywhere; RPNs that learn statistics of sampled positions recall as much as with
+those of whole maps (`benchmarks.batchnorm`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torchvision.ops import nms
 from lib.assign import assign_anchors
 from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
 from lib.config import Config
-from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample, take
+from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
 from lib.roi_align import rows_by_level
 
 
@@ -108,14 +107,11 @@ def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: tuple[int, int], con
     return labels, boxes
 
 
-def anchor_candidates(
+def anchor_labels(
     features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
-) -> dict[str, Tensor]:
-    """What a minibatch can be drawn from: all anchors (A, 4) of all B images with their targets, ignored ones
-    included.
-
-    Returns `images` (B A,), `anchors` (B A,) their indices, `labels` (B A,), and `boxes` (B A, 4): the very
-    `rpn_targets`, by way of the pyramid's grids.
+) -> tuple[Tensor, Tensor]:
+    """The targets of the anchors (A, 4) in all B images: labels (B, A) and boxes (B, A, 4), the very `rpn_targets`,
+    by way of the pyramid's grids.
     """
     grids, labels, boxes = tuple(tuple(f.shape[2:]) for f in features), [], []
     within = content if config.cross_boundary == "remove" else None
@@ -123,37 +119,48 @@ def anchor_candidates(
         assigned, positive, matched = assign_anchors(grids, target["boxes"], config, within)
         labels.append(assigned)
         boxes.append(anchors.index_copy(0, positive, target["boxes"][matched]))
-    images, indices = (torch.arange(n, device=anchors.device) for n in (len(targets), len(anchors)))
-    return {
-        "images": images.repeat_interleave(len(anchors)),
-        "anchors": indices.repeat(len(targets)),
-        "labels": torch.cat(labels),
-        "boxes": torch.cat(boxes),
-    }
+    return torch.stack(labels), torch.stack(boxes)
 
 
-def gather_rpn(features: Sequence[Tensor], anchors: Tensor, chosen: dict[str, Tensor], config: Config) -> dict:
-    """What the RPN learns from M chosen candidates: their neighbourhoods and their targets.
+def sample_anchors(labels: Tensor, features: Sequence[Tensor], config: Config) -> Tensor:
+    """A minibatch of anchors over all images (§4.4): labels (B, A) -> indices (M,) into the B A anchors.
 
-    Returns `patches` (M, C, 3, 3), `slots` (M,) the anchor's place in its cell, `labels` (M,) POSITIVE or NEGATIVE, and
-    `deltas` (M, 4), zero for negatives.
+    Drawn uniformly, as printed, nearly all negatives lie on P2, which has three quarters of the anchors: hence
+    `rpn_negatives`.
     """
-    index, anchors_per_cell = chosen["anchors"], len(config.anchor_ratios)
+    levels = None
+    if config.rpn_negatives == "balanced":
+        counts = torch.tensor([f.shape[2] * f.shape[3] for f in features]) * len(config.anchor_ratios)
+        levels = torch.arange(len(features)).repeat_interleave(counts).to(labels.device).repeat(len(labels))
+    return sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction, levels)
+
+
+@torch.no_grad()
+def draw_anchors(
+    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
+) -> dict[str, Tensor]:
+    """The M anchors that the RPN learns from in this batch: `images` (M,), `anchors` (M,) their indices, `slots` (M,)
+    their places in their cells, `labels` (M,) POSITIVE or NEGATIVE, and `deltas` (M, 4), zero for negatives.
+    """
+    labels, boxes = anchor_labels(features, anchors, targets, content, config)
+    drawn = sample_anchors(labels, features, config)
+    index = drawn % len(anchors)
     return {
-        "patches": gather_patches(features, chosen["images"], index, anchors_per_cell),
-        "slots": index % anchors_per_cell,
-        "labels": chosen["labels"],
-        "deltas": encode(chosen["boxes"], anchors[index]),
+        "images": drawn // len(anchors),
+        "anchors": index,
+        "slots": index % len(config.anchor_ratios),
+        "labels": labels.flatten()[drawn],
+        "deltas": encode(boxes.flatten(0, 1)[drawn], anchors[index]),
     }
 
 
 def sample_rpn(
     features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
 ) -> dict[str, Tensor]:
-    """What the RPN learns from in this batch: M anchors over all images (§4.4), as `gather_rpn` returns them."""
-    candidates = anchor_candidates(features, anchors, targets, content, config)
-    drawn = sample(candidates["labels"], config.rpn_batch_samples, config.rpn_positive_fraction)
-    return gather_rpn(features, anchors, take(candidates, drawn), config)
+    """What the RPN learns from in this batch: `draw_anchors`, and their neighbourhoods `patches` (M, C, 3, 3)."""
+    drawn = draw_anchors(features, anchors, targets, content, config)
+    patches = gather_patches(features, drawn["images"], drawn["anchors"], len(config.anchor_ratios))
+    return {"patches": patches, **drawn}
 
 
 def rpn_loss(

@@ -1,13 +1,11 @@
-"""The four stages of training: what each one samples from the frozen parts, and the loss on those samples (§4.5,
-§6.4, §7.4, §8).
+"""The stages of training: what each one samples from the frozen parts, and the loss on those samples (§4.5, §6.4,
+§7.4, §8).
 
     B  images    M  sampled anchors or proposals    D  boxes that train the mask head    C  channels    P  pooled size
 
 A stage is split at one seam. `sample` runs the parts before it, with no gradient through what is frozen, and returns
-a dict of tensors; `loss` runs the learning head on these samples alone and returns its losses. `sample` itself takes
-three steps: `candidates` says what a minibatch can be drawn from, a row each and no features; `draw` chooses rows;
-`gather` adds the features of the chosen. Where everything before the head is frozen, neither an image's candidates
-nor their features ever change, and `lib.cache` keeps them.
+a dict of tensors; `loss` runs the learning head on these samples alone and returns its losses. Where the backbone is
+frozen its maps never change, and `lib.features` keeps them: a stage then starts from the stored maps.
 """
 
 from collections.abc import Sequence
@@ -17,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.backbone import backbone_parts
-from lib.boxhead import box_loss, proposal_candidates, refine_for_training, sample_proposals, stack_rois
-from lib.config import STAGES, Config
-from lib.data import prepare
+from lib.boxhead import box_loss, refine_for_training, sample_proposals, stack_rois
+from lib.config import Config
+from lib.data import FRAME, content_size, prepare
 from lib.maskhead import class_mask_loss, mask_targets
 from lib.maskrcnn import MaskRCNN
-from lib.matching import sample, superset, take
-from lib.rpn import anchor_candidates, gather_rpn, rpn_loss, sample_rpn
+from lib.rpn import rpn_loss, sample_rpn
 
 Samples = dict[str, Tensor]
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -36,7 +33,6 @@ class Stage(nn.Module):
 
     name: str
     before: tuple[str, ...]  # the parts of the model that it samples from
-    times_kept: int  # a cache holds so many times an image's share of a minibatch
 
     def __init__(self, model: MaskRCNN):
         super().__init__()
@@ -52,54 +48,29 @@ class Stage(nn.Module):
         """The modules whose parameters this stage trains."""
         raise NotImplementedError
 
-    def candidates(self, features: Sequence[Tensor], targets: list[dict], content: tuple[int, int]) -> Samples:
-        """What can be learnt from in this batch, given its feature maps and its targets in the network frame.
-
-        Columns of one row a candidate, among them `images` (N,) and `labels` (N,), without features.
-        """
-        raise NotImplementedError
-
-    @property
-    def minibatch(self) -> tuple[int, float]:
-        """Rows drawn for a minibatch, and the largest share of positives among them."""
-        raise NotImplementedError
-
-    def draw(self, labels: Tensor) -> Tensor:
-        """The rows of a minibatch, drawn from candidates with these labels (N,)."""
-        return sample(labels, *self.minibatch)
-
-    def keep(self, labels: Tensor, images: int) -> Tensor:
-        """Of one image's candidates, the rows that suffice for many minibatches over so many images."""
-        return superset(labels, *self.minibatch, images, self.times_kept)
-
-    def gather(self, features: Sequence[Tensor], chosen: Samples) -> Samples:
-        """The samples for `loss`, a row each: targets and features of the chosen candidates."""
-        raise NotImplementedError
-
     def sample(self, features: Sequence[Tensor], targets: list[dict], content: tuple[int, int]) -> Samples:
-        """What the stage learns from in this batch."""
-        candidates = self.candidates(features, targets, content)
-        return self.gather(features, take(candidates, self.draw(candidates["labels"])))
+        """What the stage learns from in this batch, given its feature maps and its targets in the network frame."""
+        raise NotImplementedError
 
     def loss(self, samples: Samples) -> dict[str, Tensor]:
         """The stage's losses (scalars by name) on its samples."""
         raise NotImplementedError
 
     @property
-    def frozen_inputs(self) -> bool:
-        """Whether nothing that it samples from learns."""
-        return not any(p.requires_grad for part in self.before for p in getattr(self.model, part).parameters())
+    def frozen_backbone(self) -> bool:
+        return not any(p.requires_grad for p in self.model.backbone.parameters())
 
-    def forward(self, images: Tensor | Samples, targets: list[dict] | None = None) -> dict[str, Tensor]:
-        """A collated batch, images (B, 3, H, W) uint8 -> losses; augmented while training.
+    def forward(self, images: Tensor | Sequence[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+        """A collated batch, images (B, 3, H, W) uint8 and targets in their frame -> losses; augmented while training.
 
-        Instead of a batch, samples that were drawn before will do, their features in any precision.
+        Or stored maps of the frozen backbone, (B, C, Sy, Sx) in half precision, and targets in the network frame.
         """
-        if targets is None:
-            return self.loss({k: v.float() if v.is_floating_point() else v for k, v in images.items()})
-        x, targets, content = prepare(images, targets, self.config, augment=self.training)
-        with torch.no_grad() if self.frozen_inputs else nullcontext():
-            features = self.model.features(x)
+        if isinstance(images, Tensor):
+            x, targets, content = prepare(images, targets, self.config, augment=self.training)
+            with torch.no_grad() if self.frozen_backbone else nullcontext():
+                features = self.model.features(x)
+        else:
+            features, content = [f.float() for f in images], content_size(*FRAME, self.config)
         return self.loss(self.sample(features, targets, content))
 
     def train(self, mode: bool = True) -> "Stage":
@@ -122,7 +93,6 @@ class RPNStage(Stage):
 
     name = "rpn"
     before = ("backbone",)
-    times_kept = 4
 
     def learning_modules(self) -> list[nn.Module]:
         return [
@@ -130,16 +100,8 @@ class RPNStage(Stage):
             *backbone_parts(self.model.backbone, self.config.rpn_trains, self.config.frozen_trunk_blocks),
         ]
 
-    @torch.no_grad()
-    def candidates(self, features, targets, content):
-        return anchor_candidates(features, self.model.anchors(features), targets, content, self.config)
-
-    @property
-    def minibatch(self):
-        return self.config.rpn_batch_samples, self.config.rpn_positive_fraction
-
-    def gather(self, features, chosen):
-        return gather_rpn(features, self.model.anchors(features), chosen, self.config)
+    def sample(self, features, targets, content):
+        return sample_rpn(features, self.model.anchors(features), targets, content, self.config)
 
     def loss(self, samples):
         logits, deltas = self.model.rpn.at_patches(samples["patches"], samples["slots"])
@@ -153,21 +115,13 @@ class BoxHeadStage(Stage):
 
     name = "boxhead"
     before = ("backbone", "rpn")
-    times_kept = 2  # a row is five times as large as the RPN's
 
     def learning_modules(self) -> list[nn.Module]:
         return [self.model.box_head]
 
     @torch.no_grad()
-    def candidates(self, features, targets, content):
-        return proposal_candidates(self.model.propose(features, content, training=True), targets, self.config)
-
-    @property
-    def minibatch(self):
-        return self.config.box_batch_samples, self.config.box_positive_fraction
-
-    @torch.no_grad()
-    def gather(self, features, chosen):
+    def sample(self, features, targets, content):
+        chosen = sample_proposals(self.model.propose(features, content, training=True), targets, self.config)
         pooled = self.model.pool(features, chosen["rois"], chosen["images"], self.config.box_pool_size)
         return {"pooled": pooled, "labels": chosen["labels"], "deltas": chosen["deltas"]}
 
@@ -188,21 +142,11 @@ class MaskHeadStage(Stage):
         return [self.model.mask_head]
 
     @torch.no_grad()
-    def candidates(self, features, targets, content):
+    def sample(self, features, targets, content):
         proposals = [p["boxes"] for p in self.model.propose(features, content, training=True)]
         outputs = self.model.classify(features, proposals)
         chosen = refine_for_training(*outputs, proposals, targets, content, self.config)
-        return mask_candidates(chosen, targets, self.config)
-
-    def draw(self, labels):
-        return torch.arange(len(labels), device=labels.device)  # all of them
-
-    def keep(self, labels, images):
-        return self.draw(labels)
-
-    @torch.no_grad()
-    def gather(self, features, chosen):
-        return gather_masks(self.model, features, chosen)
+        return mask_samples(self.model, features, chosen, targets)
 
     def loss(self, samples):
         logits = self.model.mask_head.of_class(samples["pooled"], samples["labels"])
@@ -257,33 +201,17 @@ class JointStage(Stage):
         return weighted(losses, self.config)
 
 
-@torch.no_grad()
-def mask_candidates(chosen: Sequence[dict], targets: list[dict], config: Config) -> Samples:
-    """The chosen boxes of all images, all of which train the mask head: `rois` (D, 4), `images` (D,), `labels` (D,) and
-    mask targets `masks` (D, 28, 28).
+def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[dict], targets: list[dict]) -> Samples:
+    """What the mask head learns from: of the chosen boxes of all images `pooled` (D, C, 14, 14), `labels` (D,) and mask
+    targets `masks` (D, 28, 28).
     """
     rois, images = stack_rois([c["boxes"] for c in chosen])
+    size = model.config.mask_pool_size
     masks = [
-        mask_targets(c["boxes"], c["matched"], t["masks"], 2 * config.mask_pool_size)
-        for c, t in zip(chosen, targets, strict=True)
+        mask_targets(c["boxes"], c["matched"], t["masks"], 2 * size) for c, t in zip(chosen, targets, strict=True)
     ]
-    return {
-        "rois": rois,
-        "images": images,
-        "labels": torch.cat([c["labels"] for c in chosen]),
-        "masks": torch.cat(masks),
-    }
-
-
-def gather_masks(model: MaskRCNN, features: Sequence[Tensor], chosen: Samples) -> Samples:
-    """`pooled` (D, C, 14, 14), `labels` (D,) and mask targets `masks` (D, 28, 28) of the candidates of all images."""
-    pooled = model.pool(features, chosen["rois"], chosen["images"], model.config.mask_pool_size)
-    return {"pooled": pooled, "labels": chosen["labels"], "masks": chosen["masks"]}
-
-
-def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[dict], targets: list[dict]) -> Samples:
-    """What the mask head learns from: `gather_masks` of all candidates."""
-    return gather_masks(model, features, mask_candidates(chosen, targets, model.config))
+    pooled = model.pool(features, rois, images, size)
+    return {"pooled": pooled, "labels": torch.cat([c["labels"] for c in chosen]), "masks": torch.cat(masks)}
 
 
 def weighted(losses: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -297,4 +225,3 @@ def weighted(losses: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
 
 
 STAGE_CLASSES = {stage.name: stage for stage in (RPNStage, BoxHeadStage, MaskHeadStage, JointStage)}
-assert tuple(STAGE_CLASSES) == STAGES

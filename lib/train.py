@@ -12,17 +12,16 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lib.cache import SampleCache, cache_folder, remove, sample_caches
 from lib.checkpoint import (
     built_on,
     check_chain,
@@ -36,9 +35,9 @@ from lib.checkpoint import (
 from lib.config import PROFILES, STAGES, Config, load_config
 from lib.data import CourseDataset, collate
 from lib.evaluate import evaluate_model
+from lib.features import StoredFeatures, features_folder, remove, stored_features
 from lib.history import read_history, write_history
 from lib.maskrcnn import MaskRCNN
-from lib.pretrain import pretrain_trunk
 from lib.runtime import command_errors, keep_memory, paths, precision, seed_everything
 from lib.stages import STAGE_CLASSES
 
@@ -58,38 +57,43 @@ def train_stage(
     if not restart and is_current(weights, name, config):
         print(f"{name}: already trained, {stage_path(weights, name)} is kept")
         return read_history(weights, name)
-    run = _Run(name, config, Path(data), weights, Path(val_data or data), restart)
-    history = run.resume()
-    run.use_cache(run.epochs - len(history))
-    while len(history) < run.epochs:
-        history.append(run.epoch(len(history)))
-        run.checkpoint(history)
+    train = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
+    val = CourseDataset(val_data or data, "val", config)
+    run = Run(name, config, train, val, weights, lambda: starting_model(name, config, weights), restart)
+    history = run.train()
     run.finish()
     return history
 
 
-class _Run:
+class Run:
     """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands."""
 
-    def __init__(self, name: str, config: Config, data: Path, weights: Path, val_data: Path, restart: bool):
-        self.name, self.config, self.weights = name, config, weights
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        train: Dataset,
+        val: Dataset,
+        weights: Path,
+        start: Callable[[], MaskRCNN],
+        restart=False,
+    ):
+        self.name, self.config, self.weights, self.val_data = name, config, weights, val
         self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
-        train = self.train_data = CourseDataset(data, "train", config, with_masks=name in _NEEDS_MASKS)
-        self.val_data = CourseDataset(val_data, "val", config)
         loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
         self.accelerator = Accelerator(mixed_precision=precision(config.mixed_precision), dataloader_config=loading)
-        seed_everything(config.seed)
         step_size = self.batch_size * self.accelerator.num_processes
         if len(train) < step_size:
             raise ValueError(
-                f"{data} has {len(train)} training images, fewer than one step's {step_size}: "
+                f"{train} has {len(train)} training images, fewer than one step's {step_size}: "
                 f"add images or set {name}_batch_size"
             )
-        model = starting_model(name, config, weights)
+        seed_everything(config.seed)
+        stage = STAGE_CLASSES[name](start())
         self.unfinished = None if restart else self._unfinished()
-        if name == "rpn" and config.trunk_epochs and config.backbone_weights == "none" and self.unfinished is None:
-            pretrain_trunk(model.backbone.body, train, self.val_data, config, self.accelerator)
-        stage = STAGE_CLASSES[name](model)
+        if config.store_features and stage.frozen_backbone:
+            data = {"train": train, "val": val}
+            train, val = stored_features(stage.model.backbone, data, config, weights, self.accelerator).values()
         learning = [p for p in stage.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay, fused=True
@@ -98,7 +102,7 @@ class _Run:
             stage,
             optimizer,
             loader(train, self.batch_size, self.accelerator.device, shuffle=True),
-            loader(self.val_data, self.batch_size, self.accelerator.device),
+            loader(val, self.batch_size, self.accelerator.device),
         )
         steps = self.epochs * len(self.train_loader)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -111,16 +115,17 @@ class _Run:
             f"{sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
         )
 
+    def train(self) -> list[dict]:
+        """All epochs that are still to come -> the whole history."""
+        history = self.resume()
+        while len(history) < self.epochs:
+            history.append(self.epoch(len(history)))
+            self.checkpoint(history)
+        return history
+
     @property
     def model(self) -> MaskRCNN:
         return self.accelerator.unwrap_model(self.stage).model
-
-    def use_cache(self, epochs: int) -> None:
-        """With so many epochs to come, read what the stage samples from a cache, where that pays."""
-        stage, data = self.accelerator.unwrap_model(self.stage), {"train": self.train_data, "val": self.val_data}
-        if caches := sample_caches(stage, data, self.weights, self.accelerator, epochs):
-            loaders = [loader(caches[s], self.batch_size, self.accelerator.device, s == "train") for s in data]
-            self.train_loader, self.val_loader = self.accelerator.prepare(*loaders)
 
     def epoch(self, epoch: int) -> dict:
         """One pass over the train and val split -> a row of the history."""
@@ -171,7 +176,7 @@ class _Run:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.accelerator.is_main_process:
-            record = {"config": self.config.to_json(), "built_on": built_on(self.weights, self.name)}
+            record = {"config": self.config.to_json(), "built_on": self._built_on}
             (partial / "stage.json").write_text(json.dumps({**record, "history": history}))
             shutil.rmtree(self._resume_folder, ignore_errors=True)
             partial.rename(self._resume_folder)
@@ -183,7 +188,7 @@ class _Run:
             return None
         stored = json.loads(self._resume_record.read_text())
         same = stage_fields(Config.from_json(stored["config"]), self.name) == stage_fields(self.config, self.name)
-        if same and stored["built_on"] == built_on(self.weights, self.name):
+        if same and stored["built_on"] == self._built_on:
             return stored
         self.accelerator.print(
             f"{self.name}: the unfinished training in {self._resume_folder} had another config or earlier stages; "
@@ -205,10 +210,15 @@ class _Run:
             scores = evaluate_model(self.model.eval(), self.val_data, upto=self.name) if len(self.val_data) else {}
             path = save_stage(self.model, self.weights, self.name, scores)
             shutil.rmtree(self._resume_folder, ignore_errors=True)
-            freed = remove(cache_folder(self.weights, self.name))
-            print(f"{self.name}: wrote {path}" + f", removed its cache of {freed / 1e9:.2f} GB" * (freed > 0))
+            print(f"{self.name}: wrote {path}")
+            if self.name == "maskhead" and (freed := remove(features_folder(self.weights))):
+                print(f"features: removed {freed / 1e9:.2f} GB that no later stage reads")
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
+
+    @property
+    def _built_on(self) -> str:
+        return built_on(self.weights, self.name, self.config)
 
     @property
     def _resume_folder(self) -> Path:
@@ -229,18 +239,18 @@ def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
     return MaskRCNN(config)
 
 
-def loader(dataset: CourseDataset | SampleCache, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
-    """Batches of uint8 images, or of cached samples; on a GPU, two processes read ahead into pinned memory."""
-    gpu, cached = device.type == "cuda", isinstance(dataset, SampleCache)
+def loader(dataset: Dataset, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
+    """Batches of uint8 images, or of stored features; on a GPU, two processes read ahead into pinned memory."""
+    gpu = device.type == "cuda"
     return DataLoader(
         dataset,
         batch_size,
         shuffle,
-        collate_fn=dataset.collate if cached else collate,
+        collate_fn=dataset.collate if isinstance(dataset, StoredFeatures) else collate,
         drop_last=shuffle,
-        num_workers=2 if gpu else 0,
+        num_workers=getattr(dataset, "workers", 2 if gpu else 0),
         pin_memory=gpu,
-        persistent_workers=gpu and not cached,  # a new epoch draws from a new seed
+        persistent_workers=False,  # a new epoch draws from a new seed
     )
 
 
