@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))
 
 .PHONY: run test lint format badges clean clean-cache clean-weights
 .DEFAULT_GOAL := run
@@ -26,9 +27,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# A notebook's code is formatted in the .ipynb (see pyproject.toml): the later half of each pair goes there and back.
 format: $(VENV)/.installed-dev
+	$(BIN)/jupytext --quiet --sync $(NOTEBOOKS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/jupytext --quiet --to py:percent $(NOTEBOOKS)
 
 badges: $(VENV)/.installed
 	$(BIN)/python -m lib.badges
@@ -38,7 +42,7 @@ clean:
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-cache: $(VENV)/.installed
-	$(BIN)/python -m lib.cache --remove
+	$(BIN)/python -m lib.features --remove
 
 clean-weights:
 	rm -rf weights/demo

@@ -28,6 +28,8 @@ NOTEBOOKS = ("01_data", "02_anchors", "03_rpn", "04_boxhead", "05_maskhead", "06
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS = re.compile(r"\d+%\|.*\|")  # a tqdm bar
 METADATA = {
+    # as in jupytext.toml: where the .ipynb is the newer, Jupytext opens a .py by what its .ipynb says
+    "jupytext": {"cell_metadata_filter": "-all", "notebook_metadata_filter": "-all"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
@@ -65,6 +67,7 @@ def execute(name: str, root: Path, env: dict[str, str] | None = None) -> float:
             place = f"{name} stopped at cell {len(reached)} of {len(notebook.cells)}"
             raise NotebookError(f"{place}: {_reason(error)}. What ran is in {failed}") from None
     _write(_clean(notebook, root), folder / f"{name}.ipynb")
+    (folder / f"{name}.py").touch()  # Jupyter opens a pair whose .ipynb is the newer only if both hold the same text
     failed.unlink(missing_ok=True)
     return time.perf_counter() - started
 

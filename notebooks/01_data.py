@@ -160,6 +160,7 @@ print(f"images {image_file.shape} {image_file.dtype}\nmasks  {mask_file.shape} {
 print(f"labels {label_list.shape}, the first three: {[entry.tolist() for entry in label_list[:3]]}")
 print(f"boxes  {box_list.shape}, of image 0: {box_list[0].round(1).tolist()}")
 
+
 # %% [markdown]
 # $M > N$: there are more masks than images, and no file says which mask belongs where. The assignment gives the clue: *use the label
 # list*.
@@ -175,7 +176,6 @@ print(f"boxes  {box_list.shape}, of image 0: {box_list[0].round(1).tolist()}")
 # %% [markdown]
 # **By hand.** Four images with 1, 2, 0 and 1 objects. *Predict before you run:* image 0 owns mask 0; image 1 owns masks 1 and 2; image 2
 # owns none; image 3 owns mask 3.
-
 
 # %%
 def masks_by_counting(labels):
@@ -344,6 +344,7 @@ assert_close(by_hand, predicted)
 (scaled,) = data.preprocess_targets([{"boxes": three}], (IMAGE_HEIGHT, IMAGE_WIDTH), course)
 assert_close(scaled["boxes"], predicted)
 
+
 # %% [markdown]
 # ### Why no half pixel is added or taken
 #
@@ -355,7 +356,6 @@ assert_close(scaled["boxes"], predicted)
 #
 # **By hand.** Double a row of two pixels, $[0, 100]$. The four outputs are read from $x = -0.25,\ 0.25,\ 0.75,\ 1.25$. Between the two
 # pixels we interpolate, outside them we repeat the border. *Predict:* $[0, 25, 75, 100]$.
-
 
 # %%
 def resize_row(row, scale):
@@ -413,12 +413,12 @@ for ax, mask, factor in zip(axes, (small[0], large[0]), (1, 2), strict=True):
 runtime.save_figure(fig, "01_half_pixel")
 plt.show()
 
+
 # %% [markdown]
 # ### The image, naively and in `lib`
 #
 # The four steps of §2 for one image, one line each. Rescaling is bilinear. When an image shrinks, as in the demo profile, `antialias`
 # averages all pixels that fall into an output pixel instead of looking at two of them.
-
 
 # %%
 def preprocess_by_hand(image, config):
@@ -634,12 +634,12 @@ for label, name in enumerate(CLASS_NAMES[1:], start=1):
 report.save_table(rows, "01_statistics")
 display(report.markdown(rows))
 
+
 # %% [markdown]
 # ### Objects an image, classes, areas, shapes
 #
 # Above, the bars are this set and the black lines the course's. Below, each class has a range for this set (in colour) and one for the
 # course's (black): the thin line spans the 5th to the 95th percentile, the thick one the 25th to the 75th, the point is the median.
-
 
 # %%
 def bars(ax, x, heights, course, colours):
@@ -758,6 +758,7 @@ for name, sizes in profiles.items():
         assert abs(values.sum() - 1) < 1e-5
 display(report.markdown(rows))
 
+
 # %% [markdown]
 # ### How well can an anchor fit at best?
 #
@@ -767,7 +768,6 @@ display(report.markdown(rows))
 #
 # **By hand.** A square object of side 2 in a square anchor of side 4: $4 / 16 = 0.25$. An object $4 \times 2$ and a square anchor of side 4:
 # $8 / 16 = 0.5$. Both far from the 0.7 that makes an anchor positive (§4.2).
-
 
 # %%
 def shape_overlap(w, h, anchor_w, anchor_h):
@@ -821,12 +821,12 @@ at_border = (
 )
 print(f"{at_border.float().mean():.0%} of the boxes come within {margin} pixels of the border")
 
+
 # %% [markdown]
 # ## What the preprocessing gets right, and what it gets wrong
 #
 # Right: boxes and masks stay where they belong, as measured above. Wrong: rescaling a mask loses detail. How much? We take masks to the
 # network's frame and back, and compare with the original. A model that copied the rescaled masks perfectly would score this IoU.
-
 
 # %%
 def round_trip(masks, config):

@@ -148,6 +148,7 @@ ax.plot(
 draw.legend(ax, ["truth"])
 _ = ax.set_title(f"P4: {rows} x {columns} cells of {stride} pixels; the anchors of one cell")
 
+
 # %% [markdown]
 # ## The equation (§4.1)
 #
@@ -176,7 +177,6 @@ _ = ax.set_title(f"P4: {rows} x {columns} cells of {stride} pixels; the anchors 
 #
 # All three have the area $64^2 = 4096$.
 
-
 # %%
 def anchor(row, column, stride, scale, ratio):
     """One anchor, from the two equations."""
@@ -190,6 +190,7 @@ predicted = torch.tensor([[17.37, -21.25, 62.63, 69.25], [8, -8, 72, 56], [-5.25
 assert_close(three, predicted, atol=0.01, rtol=0)
 assert_close(boxes.area(three), torch.full((3,), 4096.0))
 
+
 # %% [markdown]
 # Negative coordinates are no mistake: these anchors stick out of the image at the top and at the left. §4.2 will have something to say about
 # them.
@@ -199,7 +200,6 @@ assert_close(boxes.area(three), torch.full((3,), 4096.0))
 #
 # Three nested loops: rows, columns, ratios. The order matters as soon as a network predicts one number for each anchor: its output map must
 # be read in the same order.
-
 
 # %%
 def level_by_hand(grid, stride, scale, ratios):
@@ -255,10 +255,10 @@ course = load_config("course").replace(image_height=800, image_width=1066)
 course_anchors = pyramid_anchors(pyramid_grids(course.padded_size), course)
 assert len(course_anchors) == 3 * (200 * 272 + 100 * 136 + 50 * 68 + 25 * 34 + 13 * 17) == 217_413
 
+
 # %% [markdown]
 # An anchor is *cross-boundary* when it leaves the image content, 800 × 1066, not the padding: nothing can be learnt from zeros. Level by
 # level, how many stay inside?
-
 
 # %%
 def anchor_counts(config):
@@ -308,6 +308,7 @@ draw.boxes(ax, targets[0]["boxes"], "truth", linewidth=2.5)
 draw.legend(ax, ["truth"])
 _ = ax.set_title("one anchor of each level, with its scale in pixels")
 
+
 # %% [markdown]
 # ## How well does an anchor fit? IoU by hand
 #
@@ -315,7 +316,6 @@ _ = ax.set_title("one anchor of each level, with its scale in pixels")
 #
 # Three boxes: $a = (0, 0, 4, 4)$, $b = (2, 2, 6, 6)$, $c = (5, 0, 7, 2)$. *Predict:* $a$ and $b$ share a $2 \times 2$ square, so their IoU
 # is $4 / (16 + 16 - 4) = 1/7$. $b$ and $c$ only touch: 0. $a$ and $c$ are apart: 0, and not the product of two negative numbers.
-
 
 # %%
 def iou_by_hand(p, q):
@@ -419,9 +419,9 @@ iou = torch.tensor(
 predicted_labels = torch.tensor([POSITIVE, IGNORED, POSITIVE, POSITIVE, IGNORED, NEGATIVE, POSITIVE])
 predicted_objects = [0, 1, 1, 0]  # of the positive ones: anchors 0, 2, 3 and 6
 
+
 # %% [markdown]
 # The rules, word for word:
-
 
 # %%
 def label_by_hand(iou, positive_iou=0.7, negative_iou=0.3):
@@ -550,6 +550,7 @@ for ax, scene, target in zip(axes.flat, scenes, targets, strict=False):
 runtime.save_figure(fig, "02_positive_anchors")
 plt.show()
 
+
 # %% [markdown]
 # Each object has at least one blue box. Some fit well; others are positive only because nothing better exists, rule 2's second half at work. And
 # the numbers in the titles are small.
@@ -561,7 +562,6 @@ plt.show()
 # ## Targets counted: few anchors are positive
 #
 # We count them for up to 100 images, level by level, in both profiles: the same scenes at the demo's size and at the assignment's.
-
 
 # %%
 def assign(config, count=100):
@@ -685,6 +685,7 @@ for name, group in (("near the border", near), ("elsewhere", ~near)):
         f"{name:16} {int(group.sum()):4} objects: {hit:4.0%} lose their best anchor, IoU lower by {lost[group].mean():.3f} on average"
     )
 
+
 # %% [markdown]
 # ## Encoding: what a positive anchor is taught (§4.3)
 #
@@ -705,7 +706,6 @@ for name, group in (("near the border", near), ("elsewhere", ~near)):
 # | twice as wide, half as high: $(10, 45, 90, 55)$ | $(50, 50)$, $80 \times 10$ | $(0, 0, 0.693, -0.693)$ |
 #
 # A move by a quarter of the anchor is 0.25, whatever its size. Doubling and halving are opposite numbers: that is why there is a logarithm.
-
 
 # %%
 def encode_by_hand(box, anchor):

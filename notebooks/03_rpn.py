@@ -563,6 +563,7 @@ for k, name in enumerate(LEVELS):
     rows.append({"level": name} | {kind: float(v.mean()) if len(v) else None for kind, v in means.items()})
 report.markdown(rows)
 
+
 # %% [markdown]
 # ## From maps to proposals: the post-processing of §4.6
 #
@@ -573,7 +574,6 @@ report.markdown(rows)
 # more than 0.7, and repeat with what is left. By hand on three boxes, 10 × 10 each, scores 0.9, 0.8, 0.7; the second is the first moved
 # by 1, the third the first moved by 3. **Predict** which ones stay at a threshold of 0.7: the IoUs with the first are $9/11 = 0.82$ and
 # $7/13 = 0.54$.
-
 
 # %%
 def naive_nms(candidates, scores, threshold):
@@ -615,13 +615,13 @@ kept = naive_nms(candidates, best, config.rpn_nms_iou)
 torch.testing.assert_close(kept, nms(candidates, best, config.rpn_nms_iou))
 print(f"NMS at IoU {config.rpn_nms_iou} keeps {len(kept)} of 300 boxes")
 
+
 # %% [markdown]
 # ### The whole chain by hand, in both modes
 
 # %% [markdown]
 # `lib.rpn.propose` decodes only what can survive; the naive version below decodes everything, in the order of the assignment. They
 # must give the same boxes. The table counts what each step leaves of the first image's anchors.
-
 
 # %%
 def naive_propose(logits, deltas, training):
@@ -735,9 +735,9 @@ model.cpu()
 hits = {key: torch.cat(v) for key, v in hits.items()}
 print(f"{len(objects)} images, {sum(len(t['boxes']) for t in objects)} objects")
 
+
 # %% [markdown]
 # Recall at $N$ is then the share of objects whose first hit has a rank below $N$.
-
 
 # %%
 def recall(K, n, threshold=0.5, training=False):

@@ -128,7 +128,6 @@ def named_legend(ax, names):
 # \begin{bmatrix} f(x_1, y_1) & f(x_1, y_2) \\ f(x_2, y_1) & f(x_2, y_2) \end{bmatrix}
 # \begin{bmatrix} y_2 - y \\ y - y_1 \end{bmatrix}$$
 
-
 # %%
 def naive_bilinear(values, x, y):
     """Value at (x, y) of four pixels one apart: values = [[f(x1,y1), f(x1,y2)], [f(x2,y1), f(x2,y2)]], x and y from (x1, y1)."""
@@ -351,6 +350,7 @@ for mine, torchvisions in zip(*gradients, strict=True):
     torch.testing.assert_close(mine, torchvisions, atol=1e-3, rtol=1e-3)
 print(f"{len(rois)} boxes on 4 levels: values and gradients as torchvision's")
 
+
 # %% [markdown]
 # ## From which level? (§5.2)
 
@@ -360,7 +360,6 @@ print(f"{len(rois)} boxes on 4 levels: values and gradients as torchvision's")
 # $$k = \Big\lfloor 4 + \log_2 \frac{\sqrt{wh}}{224} \Big\rfloor,\quad \text{limited to } 2 \dots 5$$
 #
 # **Predict** the column $k$ before you look: 224 → 4; 223.9 → 3, because $\lfloor\cdot\rfloor$ rounds down; 448 → 5; 40 → 1, limited to 2.
-
 
 # %%
 def naive_level(width, height):
@@ -859,9 +858,9 @@ assert batched_nms(same_place, scores, classes, 0.5).tolist() == [0, 1]
 # %%
 show(boxhead.refine, boxhead._best_class, boxhead._top)
 
+
 # %% [markdown]
 # The naive version, one proposal and one step at a time, with the count after each step:
-
 
 # %%
 def naive_detections(logits, deltas, given, target=None):
@@ -921,13 +920,13 @@ Markdown(
     f"Boxes an image that would train the mask head: {min(per_image)} to {max(per_image)}, mean {sum(per_image) / len(per_image):.1f}."
 )
 
+
 # %% [markdown]
 # ## What it gets right and what it gets wrong
 
 # %% [markdown]
 # Each object of the validation images, and what became of it: found (a detection of its class with score ≥ 0.5 and IoU ≥ 0.5), misnamed (such a
 # detection of another class), or missed. And the other way round: detections that meet no object, or an object already found.
-
 
 # %%
 def verdicts(found, target, threshold=0.5):

@@ -201,12 +201,12 @@ overlap = iou_matrix(candidates, objects)
 print(overlap.round(decimals=3))
 assert_close(overlap.max(dim=1).values, torch.tensor([1, 38 / 42, 1, 0.875, 1 / 3, 29**2 / 900]))
 
+
 # %% [markdown]
 # Rows are the boxes $a$ to $f$, columns the two objects.
 
 # %% [markdown]
 # The rule with loops, one line for each of its steps.
-
 
 # %%
 def naive_choice(boxes, classes, scores, objects, height, width, k, n):
@@ -300,9 +300,9 @@ grid(axes[2], (shares >= 0.5).float(), "target (2 × 2)")
 points = torch.arange(4) + 0.5
 _ = axes[0].scatter(*torch.meshgrid(points, points, indexing="xy"), s=16, color="red")
 
+
 # %% [markdown]
 # Now for any box, with loops: a bilinear reading of one point, then a mean of four points for each cell.
-
 
 # %%
 def naive_read(mask, y, x):
@@ -469,9 +469,9 @@ probability = torch.tensor([[[[0.01, 0.99], [0.99, 0.01]], [[0.9, 0.2], [0.1, 0.
 logits = probability.logit().requires_grad_()  # (D, K, m, m)
 label = torch.tensor([2])  # a person
 
+
 # %% [markdown]
 # The sum of the formula, term by term:
-
 
 # %%
 def naive_loss(probability, labels, targets):
@@ -549,12 +549,12 @@ grid(axes[0], M, "mask (2 × 2)")
 grid(axes[1], pasted, "$R\\,M\\,S^{\\top}$ (4 × 4)")
 grid(axes[2], (pasted >= 0.5).float(), "at least 0.5")
 
+
 # %% [markdown]
 # The first row of $R$ sums to 0.75 only: towards the edge of its box a mask fades, as if zeros lay around it. Even in a
 # corner a full mask keeps $0.75^2 = 0.5625$ here, just above the threshold.
 #
 # With loops, one pixel and one cell at a time:
-
 
 # %%
 def naive_paste(mask, box, height, width):
@@ -615,10 +615,10 @@ train_until("boxhead", config, DATA, WEIGHTS)
 device = runtime.device()
 model = load_model(WEIGHTS, "boxhead").to(device)
 
+
 # %% [markdown]
 # Two helpers. The first brings images and targets into the network's frame; the second calls the parts in the order in
 # which the stage calls them.
-
 
 # %%
 def batch(dataset, indices):
@@ -652,6 +652,7 @@ axes[0].set_title(f"{len(proposals[shown])} proposals of the RPN", fontsize=10)
 axes[1].set_title(f"{len(chosen[shown]['boxes'])} boxes that train the mask head", fontsize=10)
 _ = runtime.save_figure(fig, "05_training_boxes")
 
+
 # %% [markdown]
 # On the right, note what is *not* demanded of these boxes: they need not be tight. A mask head that met perfect boxes only
 # would be lost with the imperfect ones of testing.
@@ -661,7 +662,6 @@ _ = runtime.save_figure(fig, "05_training_boxes")
 #
 # The sheet aims at about 100 boxes an image. How many are there really? We count what each step of the rule leaves, over
 # a few batches.
-
 
 # %%
 def funnel(proposals, outputs, chosen, targets, content):
@@ -716,10 +716,10 @@ _ = runtime.save_figure(fig, "05_targets_counted")
 print(f"{seen} images: {sum(per_image)} boxes, {sum(per_image) / seen:.1f} an image (most: {max(per_image)}), ", end="")
 print(f"{sum(n == 0 for n in per_image)} images without any; {784 * sum(per_image):,} pixels with a target")
 
+
 # %% [markdown]
 # The targets beside the pixels they came from. Top: the image, cut to the box, with the true outline (filled) and the
 # outline of the 28 × 28 target (line). Both must coincide up to the size of a cell; a shift by half a pixel would show.
-
 
 # %%
 def picture_of(ax, image):
@@ -878,6 +878,7 @@ for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = runtime.save_figure(fig, "05_three_masks")
 
+
 # %% [markdown]
 # Compare the mask in bold with the two others. Nothing in the loss ever asked the others to be empty, or to be anything,
 # in this box; so they need not be.
@@ -888,7 +889,6 @@ _ = runtime.save_figure(fig, "05_three_masks")
 # Now the mode of testing: detections of the box head, masks read for the *predicted* class, pasted into the original
 # image. §7.5 leaves the threshold to us ("e.g. 0.5"). We find every object of the val split by its best detection of the
 # right class with a box IoU of at least 0.5, and paste the masks with nine thresholds.
-
 
 # %%
 @torch.no_grad()
@@ -907,7 +907,6 @@ def detect(dataset, indices):
 
 # %% [markdown]
 # For each object, the detection of its class that overlaps it most, if that is at least one half:
-
 
 # %%
 def best_match(found, box, label):

@@ -189,9 +189,9 @@ detections = [
     (0.40, 0, [22, 0, 32, 10]),
 ]
 
+
 # %% [markdown]
 # The rule with loops: best score first, each takes the object that it overlaps most among those still free.
-
 
 # %%
 def iou(a, b):
@@ -398,10 +398,10 @@ for ax, stage in zip(axes.flat, STAGES, strict=True):
     _ = ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
 _ = runtime.save_figure(fig, "06_learning_curves")
 
+
 # %% [markdown]
 # The sum of each stage's losses, from its first epoch to its last. Where train goes on falling and val does not, the rest
 # was learnt by heart.
-
 
 # %%
 def total(row, split):
@@ -436,7 +436,6 @@ show(evaluate.evaluate_model)
 
 # %% [markdown]
 # Step by step: one evaluation for boxes, one for masks, one for proposals.
-
 
 # %%
 def score(truth, results, images):
@@ -517,7 +516,6 @@ report.markdown(per_class)
 # %% [markdown]
 # The tables in words. Differences below 0.005 count as none.
 
-
 # %%
 def verdict(name, before, after):
     word = "gains" if after - before > 0.005 else "loses" if before - after > 0.005 else "stays, at"
@@ -548,12 +546,12 @@ for ax, kind, title in zip(axes, ("box", "mask"), ("boxes", "masks"), strict=Tru
 _ = axes[1].set_ylabel("")
 _ = runtime.save_figure(fig, "06_precision_recall")
 
+
 # %% [markdown]
 # ## How exact?
 #
 # AP at each IoU threshold on its own. Boxes and masks start together, since at 0.5 both mean "found"; how fast a curve
 # falls says how exact its outlines are.
-
 
 # %%
 def mean_where_defined(values):
@@ -594,6 +592,7 @@ _ = ax.set(ylabel="AP after fine-tuning", ylim=(0, 1.1))
 _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 _ = runtime.save_figure(fig, "06_ap_by_size")
 
+
 # %% [markdown]
 # A number over few objects is a rough one: the counts stand below the bars. Small objects live on few cells of P2, and a
 # shift of two pixels costs them a large part of their IoU.
@@ -603,7 +602,6 @@ _ = runtime.save_figure(fig, "06_ap_by_size")
 #
 # The first eight images of the test split as they come, none picked; detections with a score of at least 0.5. They are put
 # together from what the model said above.
-
 
 # %%
 def detections_of(results, image):
@@ -631,6 +629,7 @@ for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = runtime.save_figure(fig, "06_detections")
 
+
 # %% [markdown]
 # Look for three things: objects without a box, boxes without an object, and masks that spill over or stop short.
 
@@ -639,7 +638,6 @@ _ = runtime.save_figure(fig, "06_detections")
 #
 # Every detection with a score of at least 0.5 is one of five things, and an object that no right detection took is missed.
 # (A simple count: each detection is judged by the object it overlaps most.)
-
 
 # %%
 def kinds_of(found, target):
@@ -677,11 +675,11 @@ print(f"{tally.count('right')} of {len(truth.anns)} objects are found with a sco
 if sum(wrong.values()):
     print(f"The most frequent error is {most!r} ({wrong[most]} of {sum(wrong.values())}).")
 
+
 # %% [markdown]
 # ### Best, typical, worst
 #
 # An image's quality is the mean mask IoU of its objects, where a missed object counts 0. We sort the images by it.
-
 
 # %%
 def quality(found, target):
@@ -747,12 +745,12 @@ again = models["joint"](test_set[0][0][None].to(device))[0]
 assert len(again["boxes"]) == len(found[0]["boxes"])
 print("the scores are consistent, and the detections are those of the model")
 
+
 # %% [markdown]
 # ## Speed, on this machine
 #
 # How long each part takes on one image, the mean of five runs after one to warm up. These numbers, unlike all others in
 # this notebook, depend on the machine and on what else it is doing.
-
 
 # %%
 def timed(part, repeat=5):

@@ -2,13 +2,18 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import time
 
 import jupytext
 import nbformat
 import pytest
+from jupytext.cli import jupytext as jupytext_command
 
 from lib import run, runtime
 
@@ -57,6 +62,50 @@ def test_pair_is_in_step(name):
     assert percent(product(name)) == percent(source(name)), f"run `python -m lib.run --only {name}`"
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """A copy of the six pairs as after a run: each .ipynb ten minutes newer than its .py."""
+    shutil.copy(runtime.root() / "jupytext.toml", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in run.NOTEBOOKS:
+        for ending in ("py", "ipynb"):
+            shutil.copy(FOLDER / f"{name}.{ending}", tmp_path / "notebooks")
+        age(tmp_path / "notebooks" / f"{name}.py")
+    return tmp_path
+
+
+def age(path):
+    os.utime(path, (time.time() - 600,) * 2)
+
+
+def jupyter(root):
+    """Jupyter's access to the files below `root`, as it is with Jupytext's extension."""
+    manager = jupytext.TextFileContentsManager()
+    manager.root_dir = str(root)
+    return manager
+
+
+@every_notebook
+@pytest.mark.parametrize("ending", ["ipynb", "py"])
+def test_jupyter_opens_and_saves_a_pair_after_a_run(pairs, name, ending):
+    manager, path = jupyter(pairs), f"notebooks/{name}.{ending}"
+    model = manager.get(path, type="notebook")
+    assert any(cell.outputs for cell in code_cells(model["content"]))
+    manager.save(model, path)
+    for file in (f"{name}.py", f"{name}.ipynb"):
+        assert (pairs / "notebooks" / file).read_text() == (FOLDER / file).read_text()
+
+
+def test_sync_leaves_the_text_and_the_format_check_passes(pairs):
+    jupytext_command(["--quiet", "--sync", *(str(path) for path in (pairs / "notebooks").glob("*.ipynb"))])
+    for path in (pairs / "notebooks").glob("*.py"):
+        assert path.read_text() == (FOLDER / path.name).read_text(), "touch the .ipynb, then jupytext --sync"
+    shutil.copy(runtime.root() / "pyproject.toml", pairs)
+    command = [sys.executable, "-m", "ruff", "format", "--check", "--no-cache", "."]
+    result = subprocess.run(command, cwd=pairs, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_the_same_set_up_cell_everywhere():
     cells = {name: code_cells(source(name))[0].source for name in run.NOTEBOOKS}
     assert "REPOSITORY = " in cells["01_data"]
@@ -89,7 +138,7 @@ def test_committed_outputs(name):
     notebook = product(name)
     nbformat.validate(notebook)
     assert [cell.id for cell in notebook.cells] == [f"cell-{n + 1:03d}" for n in range(len(notebook.cells))]
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata == run.METADATA
     codes = code_cells(notebook)
     counts = [cell.execution_count for cell in codes]
     assert counts == list(range(1, len(codes) + 1)), "one run, top to bottom"

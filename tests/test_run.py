@@ -1,7 +1,10 @@
 """Executing a notebook: what is kept, left out, and left by a failure. Requirements that Colab meets."""
 
+import os
 import re
+import time
 
+import jupytext
 import nbformat
 import pytest
 from packaging.requirements import Requirement
@@ -80,6 +83,20 @@ def test_outputs_stay_and_noise_goes(project):
     first = path.read_bytes()
     run.execute("01_data", project, {"WORD": "hello"})
     assert path.read_bytes() == first
+
+
+def test_jupyter_opens_what_ran_however_its_text_is_spaced(project):
+    """Two blank lines below text are not as Jupytext writes them: the pair opens because the .py is the newer."""
+    text, notebook = (project / "notebooks" / f"01_data.{ending}" for ending in ("py", "ipynb"))
+    (project / "jupytext.toml").write_text((runtime.root() / "jupytext.toml").read_text())
+    text.write_text("# %% [markdown]\n# text\n\n\n# %%\nprint('ran')\n")
+    os.utime(text, (time.time() - 600,) * 2)
+    run.execute("01_data", project)
+    manager = jupytext.TextFileContentsManager()
+    manager.root_dir = str(project)
+    for path in (text, notebook):
+        model = manager.get(str(path.relative_to(project)), type="notebook")
+        assert model["content"].cells[1].outputs[0].text == "ran\n"
 
 
 def test_a_failing_cell_is_named_and_the_earlier_notebook_kept(project):
