@@ -51,7 +51,7 @@ def config() -> Config:
     sizes = {"image_height": 96, "image_width": 126, "anchor_scales": (8, 16, 32, 64, 96), "canonical_size": 56}
     samples = {"rpn_batch_samples": 64, "box_batch_samples": 32, "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50}
     widths = {"fpn_channels": 16, "box_hidden": 32, "mask_hidden": 16, "mixed_precision": "no"}
-    widths["trunk_epochs"] = 0
+    widths |= {"backbone_weights": "none", "store_features": False}
     batches = {f"{stage}_batch_size": 2 for stage in ("rpn", "boxhead", "maskhead", "joint")}
     fractions = {"val_fraction": 0.25, "test_fraction": 0.25}
     return load_config("demo").replace(**sizes, **samples, **widths, **batches, **fractions)

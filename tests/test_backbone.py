@@ -8,10 +8,12 @@ from lib import backbone as module
 from lib.backbone import backbone_parts, build_backbone
 from lib.config import load_config
 
+DEMO = load_config("demo").replace(backbone_weights="none")
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "maskrcnn_resnet50_fpn"])
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "resnet18", "maskrcnn_resnet50_fpn"])
 def test_maps_of_strides_4_to_64(name):
-    backbone = build_backbone(load_config("demo").replace(backbone=name, fpn_channels=32))
+    backbone = build_backbone(DEMO.replace(backbone=name, fpn_channels=32))
     channels = 256 if name == "maskrcnn_resnet50_fpn" else 32
     with torch.no_grad():
         maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
@@ -24,13 +26,13 @@ def test_maps_of_strides_4_to_64(name):
     "changes, message",
     [
         ({"backbone": "resnet19"}, "backbone 'resnet19' with weights 'none'"),
-        ({"backbone_weights": "NOT_A_NAME"}, "backbone 'resnet18' with weights 'NOT_A_NAME'"),
+        ({"backbone_weights": "NOT_A_NAME"}, "backbone 'mobilenet_v3_large' with weights 'NOT_A_NAME'"),
         ({"backbone": "vit_b_16"}, "backbone 'vit_b_16'"),
     ],
 )
 def test_unknown_names_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        build_backbone(load_config("demo").replace(**changes))
+        build_backbone(DEMO.replace(**changes))
 
 
 def test_weights_that_cannot_be_had(monkeypatch):
@@ -38,12 +40,13 @@ def test_weights_that_cannot_be_had(monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(module, "get_model", no_network)
-    with pytest.raises(ValueError, match="'DEFAULT' of 'resnet18'.*connect to the internet.*backbone_weights=none"):
-        build_backbone(load_config("demo").replace(backbone_weights="DEFAULT"))
+    message = "'DEFAULT' of 'mobilenet_v3_large'.*connect to the internet.*backbone_weights=none"
+    with pytest.raises(ValueError, match=message):
+        build_backbone(DEMO.replace(backbone_weights="DEFAULT"))
 
 
 def test_what_learns():
-    backbone = build_backbone(load_config("demo"))
+    backbone = build_backbone(DEMO)
     blocks = list(backbone.body.children())
     assert backbone_parts(backbone, "none", 0) == []
     assert backbone_parts(backbone, "fpn", 0) == [backbone.fpn]

@@ -147,9 +147,9 @@ def test_boxes_that_train_the_mask_head(config):
 def test_training_boxes_by_hand(config, shift, survives):
     """A 40 x 40 box shifted by 13 has IoU 27/53 = 0.509, by 14 26/54 = 0.481; by -11 it leaves the image."""
     box = OBJECTS[:1] + shift * torch.tensor([1, 0, 1, 0])
-    target = {"boxes": OBJECTS[:1], "labels": LABELS[:1]}
+    target, printed = {"boxes": OBJECTS[:1], "labels": LABELS[:1]}, config.replace(cross_boundary="remove")
     logits = torch.tensor([[9.0, 1, 0, 0]])  # background at its most probable: kept all the same
-    chosen = refine_for_training(logits, torch.zeros(1, 3, 4), [box], [target], CONTENT, config)[0]
+    chosen = refine_for_training(logits, torch.zeros(1, 3, 4), [box], [target], CONTENT, printed)[0]
     assert chosen["labels"].tolist() == [3] * survives
 
 
@@ -205,7 +205,8 @@ def test_boxes_that_train_the_mask_head_may_be_clipped(config):
     border = torch.tensor([[0.0, 10, 40, 50]])
     out = (torch.tensor([[9.0, 1, 0, 0]]), torch.zeros(1, 3, 4), [border - torch.tensor([11.0, 0, 11, 0])])
     target = {"boxes": border, "labels": LABELS[:1]}
-    assert len(refine_for_training(*out, [target], CONTENT, config)[0]["boxes"]) == 0
+    removed = refine_for_training(*out, [target], CONTENT, config.replace(cross_boundary="remove"))[0]
+    assert len(removed["boxes"]) == 0
     clipped = refine_for_training(*out, [target], CONTENT, config.replace(cross_boundary="clip"))[0]
     assert_close(clipped["boxes"], torch.tensor([[0.0, 10, 29, 50]]))
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib.checkpoint import is_current, last_trained, load_model, load_parts, read_metadata, save_stage, stage_path
+from lib.checkpoint import (
+    fingerprint,
+    is_current,
+    last_trained,
+    load_model,
+    load_parts,
+    read_metadata,
+    save_stage,
+    stage_path,
+)
 from lib.config import STAGES, Config
 from lib.maskrcnn import MaskRCNN
 
@@ -16,9 +25,9 @@ def backbone(tiny_model):
 
 
 @pytest.fixture
-def weights(tmp_path, tiny_model):
+def weights(tmp_path, tiny_model, request):
     """A folder with all four stages of the tiny model, each with parameters of its own."""
-    model = tiny_model()
+    model = tiny_model(rpn_trains=getattr(request, "param", "none"))
     for i, stage in enumerate(STAGES):
         for parameter in model.parameters():
             torch.nn.init.constant_(parameter, i + 1.0)
@@ -26,6 +35,10 @@ def weights(tmp_path, tiny_model):
     return tmp_path
 
 
+backbone_learns = pytest.mark.parametrize("weights", ["all"], indirect=True)
+
+
+@backbone_learns
 @pytest.mark.parametrize(
     "last, values",
     [
@@ -80,6 +93,17 @@ def test_stages_of_different_trainings_are_not_combined(weights, tiny_model, bac
             load_model(weights, stage, backbone())
 
 
+def test_the_first_stage_is_built_on_the_backbones_file(tmp_path, tiny_model, backbone):
+    file = tmp_path / "backbone.safetensors"
+    save_file({"x": torch.zeros(1)}, file)
+    path = save_stage(tiny_model(backbone_weights=str(file)), tmp_path, "rpn", {})
+    assert read_metadata(path)["built_on"] == fingerprint(file)
+    assert load_model(tmp_path, "rpn", backbone()) is not None
+    save_file({"x": torch.ones(1)}, file)
+    with pytest.raises(ValueError, match="rpn.safetensors was trained on top of another backbone: .* rpn .*--restart"):
+        load_model(tmp_path, "rpn", backbone())
+
+
 def test_missing_stages_are_named_with_the_command(weights, tmp_path):
     with pytest.raises(FileNotFoundError, match="no trained stage in .*empty: train with `python -m lib.train all"):
         last_trained(tmp_path / "empty")
@@ -100,6 +124,7 @@ def test_damaged_files_are_named(weights, content):
         load_model(weights, "rpn")
 
 
+@backbone_learns
 def test_parts_that_do_not_fit(weights, config, backbone, tiny_model):
     with pytest.raises(ValueError, match="boxhead.safetensors does not fit this config"):
         load_parts(MaskRCNN(config.replace(box_hidden=8), backbone()), weights, "boxhead")

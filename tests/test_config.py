@@ -67,6 +67,7 @@ def test_overrides(pair, field, value):
         ("anchor_ratios=1", "takes tuple"),
         ("anchor_ratios=['a']", "'anchor_ratios'"),
         ("rpn_trains=fnp", "'rpn_trains'"),
+        ("rpn_negatives=even", "'rpn_negatives' takes one of uniform, balanced"),
     ],
 )
 def test_wrong_overrides_are_named(pair, message):
@@ -98,10 +99,11 @@ def test_frozen_and_the_same_after_json():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_joint_stage_has_its_own_numbers(profile):
-    """The stages one by one are as printed; joint, and what is loaded after it, has the changes that pay."""
+    """Joint, and what is loaded after it, has the changes that pay; cut at the border and balanced are all stages."""
     config = load_config(profile)
+    assert (config.cross_boundary, config.rpn_negatives) == ("clip", "balanced")
     assert all(config.of_stage(stage) == config for stage in STAGES[:-1])
     joint = config.of_stage("joint")
-    assert (config.cross_boundary, config.box_positive_iou, config.smooth_l1_beta) == ("remove", 0.4, 1.0)
-    assert (joint.cross_boundary, joint.box_positive_iou, joint.smooth_l1_beta) == ("clip", 0.4, 0.1)
+    assert (config.box_nms_iou_train, config.box_positive_iou, config.smooth_l1_beta) == (0.5, 0.4, 1.0)
+    assert (joint.box_nms_iou_train, joint.box_positive_iou, joint.smooth_l1_beta) == (0.9, 0.4, 0.1)
     assert joint.of_stage("joint") == joint == Config.from_json(joint.to_json())

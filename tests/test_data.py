@@ -55,6 +55,8 @@ def test_what_is_written_is_read(tmp_path):
         for mask, box in zip(target["masks"], part, strict=True):
             assert (mask.numpy() == filled(box)).all()
     assert "masks" not in CourseDataset(tmp_path, with_masks=False)[0][1]
+    alone = CourseDataset(tmp_path, "train", load_config("demo").replace(val_fraction=0.5, test_fraction=0))
+    assert [alone.target(k)["image_id"] for k in range(len(alone))] == alone.indices
 
 
 def test_files_are_opened_lazily_and_do_not_travel(tmp_path):

@@ -12,12 +12,12 @@ FLOORS = (
     {"config", "runtime", "boxes", "matching", "roi_align", "draw", "synthetic_shapes", "safe_npy", "history"},
     {"split", "backbone", "anchors"},
     {"data", "assign"},
-    {"synthetic", "coco", "rpn", "boxhead", "maskhead", "pretrain"},
+    {"synthetic", "coco", "rpn", "boxhead", "maskhead"},
     {"maskrcnn"},
     {"checkpoint", "stages", "fast"},
-    {"evaluate", "cache"},
+    {"evaluate", "features"},
     {"train", "predict"},
-    {"browser", "report", "run", "badges"},
+    {"browser", "report", "run", "badges", "pretrain"},
 )
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 LIB = runtime.root() / "lib"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, match_proposals, sample, superset, take
+from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, match_proposals, sample
 
 P, N, I = POSITIVE, NEGATIVE, IGNORED  # noqa: E741
 
@@ -92,17 +92,35 @@ def test_sampling_is_random_and_seeded():
 
 
 @pytest.mark.parametrize(
-    "positives, negatives, kept",  # size 8, at most half of it positive, four images, three times a share of 2
-    [(0, 50, (0, 6)), (2, 50, (2, 4)), (9, 50, (4, 3)), (1, 2, (1, 2)), (0, 0, (0, 0))],
+    "negatives, positives, size, drawn",  # of the groups 0, 1 and 2: how many there are, and how many come
+    [
+        ((50, 50, 50), 0, 12, (4, 4, 4)),  # even shares
+        ((50, 50, 50), 9, 12, (2, 2, 2)),  # ... beside half of the size in positives
+        ((500, 50, 5), 0, 30, (13, 12, 5)),  # one has too few: it gives what it has, and the others fill up
+        ((50, 2, 1), 0, 12, (9, 2, 1)),
+        ((50, 0, 50), 0, 13, (7, 0, 6)),  # one has none; the odd one comes from the first
+        ((3, 2, 1), 0, 12, (3, 2, 1)),  # fewer than asked: all
+        ((0, 0, 0), 0, 12, (0, 0, 0)),
+        ((0, 0, 0), 3, 12, (0, 0, 0)),
+    ],
 )
-def test_superset_by_hand(positives, negatives, kept):
-    labels = torch.tensor([POSITIVE] * positives + [IGNORED] * 3 + [NEGATIVE] * negatives)
-    rows = superset(labels, 8, 0.5, images=4, times=3)
-    assert len(rows.unique()) == len(rows)
-    assert ((labels[rows] == POSITIVE).sum(), (labels[rows] == NEGATIVE).sum()) == kept and sum(kept) == len(rows)
+def test_groups_take_turns(negatives, positives, size, drawn):
+    labels = torch.tensor([N] * sum(negatives) + [P] * positives + [I] * 40)
+    groups = torch.arange(3).repeat_interleave(torch.tensor(negatives))
+    groups = torch.cat([groups, torch.arange(positives + 40) % 3])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    labels, groups = labels[order], groups[order]
+    chosen = sample(labels, size, 0.5, groups)
+    assert len(chosen.unique()) == len(chosen) and (labels[chosen] != I).all()
+    assert (labels[chosen] == P).sum() == min(positives, size // 2)
+    assert tuple(groups[chosen][labels[chosen] == N].bincount(minlength=3).tolist()) == drawn
 
 
-def test_take():
-    columns = {"a": torch.arange(3), "b": torch.eye(3)}
-    taken = take(columns, torch.tensor([2, 0]))
-    assert taken["a"].tolist() == [2, 0] and taken["b"].tolist() == [[0, 0, 1], [1, 0, 0]]
+def test_groups_are_drawn_at_random_and_seeded():
+    labels, groups, draws = torch.zeros(1000, dtype=torch.long), torch.arange(1000) // 500, []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(sample(labels, 10, 0.5, groups).tolist())
+    assert draws[0] == draws[1] != draws[2]
+    seen = torch.cat([sample(labels, 100, 0.5, groups) for _ in range(100)]).unique()
+    assert len(seen) > 990  # every negative may come

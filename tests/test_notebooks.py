@@ -28,7 +28,7 @@ FORBIDDEN = (
     "Accordion(",
 )
 DEFINES_A_MODEL = re.compile(r"^\s*class \w|nn\.Module|@dataclass", re.MULTILINE)
-EPOCHS = "trunk_epochs=1 rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=1"
+EPOCHS = "rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=1"
 QUICK = f"{EPOCHS} synthetic_images=24 val_fraction=0.2 test_fraction=0.2"
 FLAT = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "-all"}  # compare cells, not headers
 
