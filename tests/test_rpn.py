@@ -7,8 +7,20 @@ from torchvision.ops import nms
 
 from lib.anchors import pyramid_anchors, pyramid_grids
 from lib.boxes import area, clip, decode, encode, inside, iou_matrix
+from lib.config import PROFILES
+from lib.data import FRAME, CourseDataset, preprocess_targets
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
-from lib.rpn import RPNHead, anchor_candidates, gather_patches, propose, rpn_loss, rpn_targets, sample_rpn
+from lib.rpn import (
+    RPNHead,
+    anchor_labels,
+    draw_anchors,
+    gather_patches,
+    propose,
+    rpn_loss,
+    rpn_targets,
+    sample_anchors,
+    sample_rpn,
+)
 
 CONTENT, PADDED = (96, 126), (96, 128)
 GRIDS = pyramid_grids(PADDED)
@@ -17,6 +29,12 @@ GRIDS = pyramid_grids(PADDED)
 @pytest.fixture
 def anchors(config):
     return pyramid_anchors(GRIDS, config)
+
+
+@pytest.fixture
+def printed(config):
+    """As the assignment prints it: no anchor or box that crosses the boundary, negatives drawn from all alike."""
+    return config.replace(cross_boundary="remove", rpn_negatives="uniform")
 
 
 def pyramid(images: int = 2, channels: int = 8, seed: int = 0) -> list[torch.Tensor]:
@@ -102,8 +120,8 @@ OBJECTS = torch.tensor([[8.0, 8, 40, 40], [50, 20, 120, 90], [0, 0, 126, 96], [1
 
 
 @pytest.mark.parametrize("boxes", [OBJECTS, OBJECTS[:1], OBJECTS[2:], OBJECTS[:0]])
-def test_targets_are_the_naive_ones(anchors, config, boxes):
-    labels, matched = rpn_targets(anchors, boxes, CONTENT, config)
+def test_targets_are_the_naive_ones(anchors, printed, boxes):
+    labels, matched = rpn_targets(anchors, boxes, CONTENT, printed)
     assert labels.tolist() == naive_targets(anchors, boxes)
     assert (labels[~inside(anchors, *CONTENT)] == IGNORED).all()
     positive = labels == POSITIVE
@@ -146,10 +164,10 @@ def test_no_positives_give_a_differentiable_zero(count):
     assert deltas.grad.abs().sum() == 0 and torch.isfinite(logits.grad).all()
 
 
-def test_a_batch_without_anchors_to_sample(anchors, config):
+def test_a_batch_without_anchors_to_sample(anchors, printed):
     """No anchor fits into a content of 2 x 2 pixels: the loss is still a zero that back-propagates."""
     features = pyramid()
-    samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), config)
+    samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), printed)
     head = lively_head().train()
     losses = rpn_loss(*head.at_patches(samples["patches"], samples["slots"]), samples["labels"], samples["deltas"])
     sum(losses.values()).backward()
@@ -166,13 +184,13 @@ def naive_nms(boxes: torch.Tensor, scores: torch.Tensor, iou: float) -> list[int
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_proposals_step_by_step(anchors, config, training):
+def test_proposals_step_by_step(anchors, printed, training):
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(2, len(anchors), generator=generator)
     deltas = torch.randn(2, len(anchors), 4, generator=generator) * 0.3
     k, n = 300, 40
     limits = {f"rpn_{a}_nms_{b}": v for a, v in (("pre", k), ("post", n)) for b in ("train", "test")}
-    proposals = propose(logits, deltas, anchors, CONTENT, config.replace(**limits), training)
+    proposals = propose(logits, deltas, anchors, CONTENT, printed.replace(**limits), training)
     for image, found in enumerate(proposals):
         boxes, scores = decode(deltas[image], anchors), logits[image]
         if training:
@@ -181,25 +199,27 @@ def test_proposals_step_by_step(anchors, config, training):
         top = scores.argsort(descending=True)[:k]
         boxes, scores = clip(boxes[top], *CONTENT), scores[top]
         boxes, scores = boxes[area(boxes) > 1], scores[area(boxes) > 1]
-        kept = naive_nms(boxes, scores, config.rpn_nms_iou)
-        assert kept == nms(boxes, scores, config.rpn_nms_iou).tolist() and len(kept) > n
+        kept = naive_nms(boxes, scores, printed.rpn_nms_iou)
+        assert kept == nms(boxes, scores, printed.rpn_nms_iou).tolist() and len(kept) > n
         assert_close(found["boxes"], boxes[kept[:n]])
         assert_close(found["scores"], scores[kept[:n]].sigmoid())
 
 
-def test_few_or_no_proposals(anchors, config):
-    """All boxes far outside: in training none is left, in testing none has an area."""
+@pytest.mark.parametrize("crossing", ["remove", "clip"])
+def test_few_or_no_proposals(anchors, config, crossing):
+    """All boxes far outside: removed in training, and where they are clipped none has an area."""
+    config = config.replace(cross_boundary=crossing)
     deltas = encode(torch.tensor([[500.0, 500, 510, 510]]).expand(len(anchors), 4), anchors)[None]
     for training in (True, False):
         found = propose(torch.zeros(1, len(anchors)), deltas, anchors, CONTENT, config, training)
         assert found[0]["boxes"].shape == (0, 4) and found[0]["scores"].shape == (0,)
 
 
-def test_crossing_anchors_may_take_part(anchors, config):
+def test_crossing_anchors_may_take_part(anchors, printed):
     """An object that fills the left border: only anchors that leave the image overlap it well."""
     boxes = torch.tensor([[0.0, 10, 8, 90]])
-    removed, _ = rpn_targets(anchors, boxes, CONTENT, config)
-    kept, matched = rpn_targets(anchors, boxes, CONTENT, config.replace(cross_boundary="clip"))
+    removed, _ = rpn_targets(anchors, boxes, CONTENT, printed)
+    kept, matched = rpn_targets(anchors, boxes, CONTENT, printed.replace(cross_boundary="clip"))
     crossing = ~inside(anchors, *CONTENT)
     assert (removed[crossing] == IGNORED).all() and (kept[crossing] != IGNORED).any()
     best = iou_matrix(anchors, boxes)[:, 0].argmax()
@@ -216,10 +236,46 @@ def test_crossing_proposals_are_clipped_where_training_asks_for_it(anchors, conf
 
 
 @pytest.mark.parametrize("crossing", ["remove", "clip"])
-def test_candidates_are_the_targets_of_each_image(anchors, config, crossing):
+def test_labels_are_the_targets_of_each_image(anchors, config, crossing):
     config = config.replace(cross_boundary=crossing)
     targets = [{"boxes": torch.tensor([[0.0, 10, 40, 90], [50, 20, 70, 44]])}, {"boxes": torch.zeros(0, 4)}]
-    got = anchor_candidates(pyramid(), anchors, targets, CONTENT, config)
+    got_labels, got_boxes = anchor_labels(pyramid(), anchors, targets, CONTENT, config)
     labels, boxes = zip(*(rpn_targets(anchors, t["boxes"], CONTENT, config) for t in targets), strict=True)
-    assert torch.equal(got["labels"], torch.cat(labels)) and torch.equal(got["boxes"], torch.cat(boxes))
-    assert (got["labels"] == POSITIVE).any()
+    assert torch.equal(got_labels, torch.stack(labels)) and torch.equal(got_boxes, torch.stack(boxes))
+    assert (got_labels == POSITIVE).any()
+
+
+def test_negatives_come_from_all_levels_alike(config):
+    """Two images without objects: 13, 13, 13, 13 and 12 of 64; P5 and P6 of one image have 36 and 12 anchors."""
+    counts = [3 * h * w for h, w in GRIDS]
+    levels = torch.arange(5).repeat_interleave(torch.tensor(counts)).repeat(2)
+    labels = torch.zeros(2, sum(counts), dtype=torch.long)
+    drawn = sample_anchors(labels, pyramid(), config)
+    assert counts[3:] == [36, 12] and levels[drawn].bincount().tolist() == [13, 13, 13, 13, 12]
+    uniform = [sample_anchors(labels, pyramid(), config.replace(rpn_negatives="uniform")) for _ in range(8)]
+    assert levels[torch.cat(uniform)].bincount(minlength=5)[0] > 0.65 * 8 * 64  # three quarters of all anchors
+
+
+def mean_negatives(config, targets: list[dict]) -> torch.Tensor:
+    """Negatives on P2 ... P6 (5,) in a minibatch, the mean over eight batches of images with these objects."""
+    grids, content = pyramid_grids(config.padded_size), (config.image_height, config.image_width)
+    anchors, features = pyramid_anchors(grids, config), [torch.empty(config.rpn_batch_size, 1, *g) for g in grids]
+    level = torch.arange(5).repeat_interleave(torch.tensor([h * w for h, w in grids])).repeat_interleave(3)
+    torch.manual_seed(0)
+    counts = []
+    for start in range(0, 8 * config.rpn_batch_size, config.rpn_batch_size):
+        batch = [targets[i % len(targets)] for i in range(start, start + config.rpn_batch_size)]
+        drawn = draw_anchors(features, anchors, batch, content, config)
+        counts.append(level[drawn["anchors"][drawn["labels"] == NEGATIVE]].bincount(minlength=5))
+    return torch.stack(counts).float().mean(dim=0)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_large_anchors_learn_what_is_no_object(scenes, profile):
+    """Drawn as printed, hardly one negative of P6 takes part; as the profiles have it, no level is left out."""
+    config, data = PROFILES[profile], CourseDataset(scenes, with_masks=False)
+    targets = preprocess_targets([data.target(i) for i in range(len(data))], FRAME, config)
+    balanced = mean_negatives(config, targets)
+    as_printed = mean_negatives(config.replace(cross_boundary="remove", rpn_negatives="uniform"), targets)
+    assert (balanced[3:] >= 8).all(), balanced
+    assert as_printed[4] < 0.5, as_printed
