@@ -70,12 +70,14 @@ def stored_features(
     processes: each computes its share. Raises ValueError where the disk has too little room.
     """
     folder, key = features_folder(weights), features_key(backbone, datasets, config, accelerator.mixed_precision)
-    fits = (folder / "key").is_file() and (folder / "key").read_text() == key
-    accelerator.wait_for_everyone()  # all have looked
     mirrored = {"train": config.flip_probability > 0, "val": False}
     entries = {split: (1 + mirrored[split]) * len(data) for split, data in datasets.items()}
+    cells = sum(rows * columns for rows, columns in pyramid_grids(config.padded_size))
+    sizes = {split: 2 * count * cells * backbone.out_channels for split, count in entries.items()}
+    fits = _fits(folder, key, sizes)
+    accelerator.wait_for_everyone()  # all have looked
     if not fits:
-        _make_room(folder, entries, backbone.out_channels, config, accelerator)
+        _make_room(folder, sizes, sum(entries.values()), accelerator)
         for split, data in datasets.items():
             _compute(backbone, data, range(entries[split]), folder / split, config, accelerator)
         accelerator.wait_for_everyone()
@@ -111,21 +113,26 @@ def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], con
     )
 
 
-def _make_room(folder: Path, entries: Mapping[str, int], channels: int, config: Config, accelerator: Accelerator):
-    """Say what the stored maps will take, and lay their files out at full size."""
-    cells = sum(rows * columns for rows, columns in pyramid_grids(config.padded_size))
-    sizes = {split: 2 * count * cells * channels for split, count in entries.items()}
+def _fits(folder: Path, key: str, sizes: Mapping[str, int]) -> bool:
+    """Whether the folder has whole files with this key; `sizes` are the splits' bytes."""
+    if not (folder / "key").is_file() or (folder / "key").read_text() != key:
+        return False
+    return all((folder / split).is_file() and (folder / split).stat().st_size == n for split, n in sizes.items())
+
+
+def _make_room(folder: Path, sizes: Mapping[str, int], images: int, accelerator: Accelerator) -> None:
+    """Say what the stored maps will take, `sizes` bytes for each split, and lay their files out at full size."""
     if accelerator.is_main_process:
         remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = sum(sizes.values()), shutil.disk_usage(folder).free - LEFT_FREE
         if needed > free:
             raise ValueError(
-                f"the frozen backbone's maps take {needed / 1e9:.1f} GB in {folder}, and {max(free, 0) / 1e9:.1f} GB of "
-                "the disk may be used: make room, or set store_features=False"
+                f"the frozen backbone's maps take {needed / 1e9:.1f} GB in {folder}, and {max(free, 0) / 1e9:.1f} GB "
+                "of the disk may be used: make room, or set store_features=False"
             )
         print(
-            f"features: {sum(entries.values())} images (mirrored ones counted) go through the frozen backbone once; "
+            f"features: {images} images (mirrored ones counted) go through the frozen backbone once; "
             f"{needed / 1e9:.2f} GB in {folder}"
         )
         for split, size in sizes.items():

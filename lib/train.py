@@ -42,6 +42,7 @@ from lib.runtime import command_errors, keep_memory, paths, precision, seed_ever
 from lib.stages import STAGE_CLASSES
 
 _NEEDS_MASKS = ("maskhead", "joint")
+Start = Callable[[], MaskRCNN]  # makes the model that a training starts from
 
 
 def train_stage(
@@ -69,17 +70,10 @@ class Run:
     """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands."""
 
     def __init__(
-        self,
-        name: str,
-        config: Config,
-        train: Dataset,
-        val: Dataset,
-        weights: Path,
-        start: Callable[[], MaskRCNN],
-        restart=False,
+        self, name: str, config: Config, train: Dataset, val: Dataset, weights: Path, start: Start, restart=False
     ):
-        self.name, self.config, self.weights, self.val_data = name, config, weights, val
-        self.epochs, self.batch_size = getattr(config, f"{name}_epochs"), getattr(config, f"{name}_batch_size")
+        self.name, self.config, self.weights, self.train_data, self.val_data = name, config, weights, train, val
+        self.epochs, self.batch_size, lr = (getattr(config, f"{name}_{k}") for k in ("epochs", "batch_size", "lr"))
         loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True)
         self.accelerator = Accelerator(mixed_precision=precision(config.mixed_precision), dataloader_config=loading)
         step_size = self.batch_size * self.accelerator.num_processes
@@ -95,9 +89,7 @@ class Run:
             data = {"train": train, "val": val}
             train, val = stored_features(stage.model.backbone, data, config, weights, self.accelerator).values()
         learning = [p for p in stage.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learning, getattr(config, f"{name}_lr"), weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(learning, lr, weight_decay=config.weight_decay, fused=True)
         self.stage, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
             stage,
             optimizer,
@@ -133,6 +125,8 @@ class Run:
         seed = self.config.seed + 1000 * (epoch + 1)  # a resumed epoch draws the same
         seed_everything(seed + self.accelerator.process_index)
         self.train_loader.set_epoch(epoch)
+        if hasattr(self.train_data, "set_epoch"):  # with several processes, accelerate does not pass it on
+            self.train_data.set_epoch(epoch)
         self.stage.train()
         train = self._pass(self.train_loader, f"{self.name} {epoch + 1}/{self.epochs}", self._step)
         self.stage.eval()
@@ -184,9 +178,10 @@ class Run:
 
     def _unfinished(self) -> dict | None:
         """The record of a stopped training, if this one can go on from it: same config, same earlier stages."""
-        if not self._resume_record.is_file():
+        record = self._resume_folder / "stage.json"
+        if not record.is_file():
             return None
-        stored = json.loads(self._resume_record.read_text())
+        stored = json.loads(record.read_text())
         same = stage_fields(Config.from_json(stored["config"]), self.name) == stage_fields(self.config, self.name)
         if same and stored["built_on"] == self._built_on:
             return stored
@@ -211,7 +206,7 @@ class Run:
             path = save_stage(self.model, self.weights, self.name, scores)
             shutil.rmtree(self._resume_folder, ignore_errors=True)
             print(f"{self.name}: wrote {path}")
-            if self.name == "maskhead" and (freed := remove(features_folder(self.weights))):
+            if self.name in _NEEDS_MASKS and (freed := remove(features_folder(self.weights))):
                 print(f"features: removed {freed / 1e9:.2f} GB that no later stage reads")
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
@@ -223,10 +218,6 @@ class Run:
     @property
     def _resume_folder(self) -> Path:
         return self.weights / f"{self.name}.resume"
-
-    @property
-    def _resume_record(self) -> Path:
-        return self._resume_folder / "stage.json"
 
 
 def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:

@@ -1,0 +1,222 @@
+"""The frozen backbone's stored maps: they are its own, they fit what they depend on, and they do not stay."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import TinyBackbone
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from lib import features
+from lib.checkpoint import stage_path
+from lib.config import STAGES
+from lib.data import FILES, CourseDataset, collate, flip_horizontally, prepare
+from lib.features import features_folder, features_key, stored_features
+from lib.stages import STAGE_CLASSES
+from lib.synthetic import write_scenes
+from lib.train import loader, train_stage
+
+COMPUTED = "go through the frozen backbone once"
+NEAR = {"rtol": 2e-3, "atol": 2e-3}  # half precision has 11 bits
+
+
+@pytest.fixture
+def accelerator():
+    """accelerate keeps one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="no")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def data(scenes, config) -> dict[str, CourseDataset]:
+    return {split: CourseDataset(scenes, split, config) for split in ("train", "val")}
+
+
+@pytest.fixture
+def model(tiny_model):
+    """The tiny model with BatchNorms that do something, as a trained backbone's."""
+    model = tiny_model(box_nms_iou_train=1.0, box_post_nms_train=80)
+    for name, value in model.backbone.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+        elif name.endswith("running_mean"):
+            value.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture
+def store(model, data, config, tmp_path, accelerator):
+    """A function from config overrides to the stored maps."""
+    return lambda **changes: stored_features(model.backbone, data, config.replace(**changes), tmp_path, accelerator)
+
+
+def live(data: CourseDataset, mirrored: bool) -> tuple[torch.Tensor, list[dict]]:
+    """A batch of all images, mirrored or not."""
+    images, targets = collate([data[i] for i in range(len(data))])
+    return flip_horizontally(images, targets, torch.full((len(images),), mirrored))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_stored_maps_are_the_backbones_own(store, model, data, config, split, mirrored):
+    """In training mirrored ones where the flip says so, in validation never; with the targets of the live path."""
+    stored = store(flip_probability=float(mirrored))[split]
+    images, targets = live(data[split], mirrored and split == "train")
+    x, targets, _ = prepare(images, targets, config)
+    with torch.no_grad():
+        expected = model.features(x)
+    maps, stored_targets = next(iter(loader(stored, len(stored), torch.device("cpu"))))
+    assert [f.dtype for f in maps] == [torch.float16] * 5 and [f.shape for f in maps] == [f.shape for f in expected]
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert_close(ours.float(), theirs, **NEAR)
+    for ours, theirs in zip(stored_targets, targets, strict=True):
+        assert ours.keys() == theirs.keys() and ours["image_id"] == theirs["image_id"]
+        assert all(torch.equal(ours[k], theirs[k]) for k in ("boxes", "labels", "masks"))
+
+
+def test_mirrored_at_random(store, data):
+    """Half of the draws are the mirrored entry, box and map together."""
+    stored = store(flip_probability=0.5)["train"]
+    torch.manual_seed(0)
+    draws = [stored[0] for _ in range(60)]
+    boxes = [target["boxes"] for _, target in draws]
+    alike = [torch.equal(box, boxes[0]) for box in boxes]
+    assert 15 < sum(alike) < 45
+    assert alike == [torch.equal(maps, draws[0][0]) for maps, _ in draws]
+    val = store(flip_probability=0.5)["val"]
+    assert len(val.entries) == len(data["val"]) and len(stored.entries) == 2 * len(data["train"])
+
+
+def around(targets: list[dict]) -> list[dict]:
+    """Boxes near the objects, in place of what an untrained RPN proposes from maps that differ in their last bits."""
+    noise = torch.randn(12, 1, 4, generator=torch.Generator().manual_seed(0)) * 2
+    return [{"boxes": (t["boxes"] + noise).flatten(0, 1).clamp(2, 94), "scores": None} for t in targets]
+
+
+@pytest.mark.parametrize("name", ["rpn", "boxhead", "maskhead"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_losses_are_those_of_the_images(store, model, data, name, mirrored):
+    stored = store(flip_probability=float(mirrored))["train"]
+    images, targets = live(data["train"], mirrored)
+    maps, scaled = stored.collate([stored[i] for i in range(len(stored))])
+    model.propose = lambda features, content, training: around(scaled)
+    stage, losses = STAGE_CLASSES[name](model).eval(), []
+    for batch in ((images, targets), (maps, scaled)):
+        torch.manual_seed(1)
+        losses.append(stage(*batch))
+    assert losses[0].keys() == losses[1].keys() and all(v > 0 for v in losses[0].values())
+    assert_close(losses[1], losses[0], rtol=5e-3, atol=1e-4)
+
+
+def test_the_key_is_all_that_the_maps_depend_on(model, config, tmp_path):
+    write_scenes(tmp_path, 8, seed=1)
+
+    def key(changes=None, splits=("train", "val"), precision="no") -> str:
+        changed = config.replace(**changes or {})
+        data = dict(zip(("train", "val"), (CourseDataset(tmp_path, s, changed) for s in splits), strict=True))
+        return features_key(model.backbone, data, changed, precision)
+
+    keys = [key(), key({"image_width": 120}), key({"image_mean": (0, 0, 0)}), key({"flip_probability": 0})]
+    keys += [key(splits=("train", "test")), key(precision="bf16")]
+    assert key({"flip_probability": 0.3, "rpn_lr": 1.0, "box_hidden": 8}) == keys[0]
+    os.utime(tmp_path / FILES["images"], (1, 1))
+    keys.append(key())
+    model.backbone.levels[0][0].bias.data[0] += 1e-3
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def cut(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: cut(folder / "train"),
+        lambda folder: (folder / "val").unlink(),
+        lambda folder: (folder / "key").unlink(),
+        lambda folder: (folder / "key").write_text("another"),
+    ],
+    ids=["cut off", "lost", "key lost", "another key"],
+)
+def test_what_is_lost_or_cut_off_is_computed_again(store, tmp_path, capsys, damage):
+    store()
+    contents = {path.name: path.read_bytes() for path in features_folder(tmp_path).iterdir()}
+    assert capsys.readouterr().out.count(COMPUTED) == 1 and contents.keys() == {"train", "val", "key"}
+    store()
+    assert COMPUTED not in capsys.readouterr().out
+    damage(features_folder(tmp_path))
+    store()
+    assert capsys.readouterr().out.count(COMPUTED) == 1
+    assert {path.name: path.read_bytes() for path in features_folder(tmp_path).iterdir()} == contents
+
+
+def test_too_little_room_is_said_before_anything_is_written(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "LEFT_FREE", 2**60)
+    with pytest.raises(
+        ValueError, match="maps take 0.0 GB in .*features, and 0.0 GB of the disk.*store_features=False"
+    ):
+        store()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_empty_split(model, data, config, tmp_path, accelerator):
+    data["val"].indices = []
+    stored = stored_features(model.backbone, data, config, tmp_path, accelerator)
+    assert (len(stored["train"]), len(stored["val"])) == (6, 0)
+
+
+def test_weights_in_google_drive_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
+    assert features_folder(tmp_path) == tmp_path.resolve() / "features"
+    monkeypatch.setattr(features, "DRIVE", tmp_path.resolve())
+    assert features_folder(tmp_path / "demo") == features.LOCAL / "demo" / "features"
+
+
+def test_the_command_removes_what_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path))
+    for name in ("demo", "course"):
+        (tmp_path / name / "features").mkdir(parents=True)
+        (tmp_path / name / "features" / "train").write_bytes(bytes(10**7))
+        (tmp_path / name / "rpn.safetensors").touch()
+    with pytest.raises(SystemExit):
+        features.main([])
+    features.main(["--remove", "--weights", str(tmp_path / "demo")])
+    assert not (tmp_path / "demo" / "features").exists() and (tmp_path / "course" / "features").exists()
+    features.main(["--remove"])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["course", "demo", *["rpn.safetensors"] * 2]
+    assert capsys.readouterr().out == "removed 0.01 GB\n" * 2
+
+
+@pytest.fixture
+def short(config, monkeypatch):
+    """One epoch a stage on the tiny backbone, from stored maps."""
+    monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
+    limits = {"rpn_post_nms_test": 20, "box_post_nms_test": 5, "store_features": True}
+    return config.replace(**{f"{stage}_epochs": 1 for stage in STAGES}, **limits)
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_three_stages_share_them_and_the_last_removes_them(scenes, short, tmp_path, capsys):
+    for stage in STAGES:
+        train_stage(stage, short, scenes, tmp_path)
+        assert capsys.readouterr().out.count(COMPUTED) == (stage == "rpn")
+        assert features_folder(tmp_path).exists() == (stage in ("rpn", "boxhead"))
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_computed_or_found_gives_the_same_weights(scenes, short, tmp_path):
+    train_stage("rpn", short, scenes, tmp_path)
+    weights = []
+    for found in (True, False):
+        if not found:
+            features.remove(features_folder(tmp_path))
+        train_stage("boxhead", short, scenes, tmp_path, restart=True)
+        weights.append(load_file(stage_path(tmp_path, "boxhead")))
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
