@@ -11,70 +11,94 @@ something in front of them. `lib.synthetic_shapes` has the figures; here they ar
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageChops, ImageColor, ImageDraw
 from tqdm import tqdm
 
 from lib import synthetic_shapes as shapes
 from lib.boxes import mask_to_box
 from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, CourseWriter
 from lib.runtime import command_errors
-from lib.synthetic_shapes import FIGURES, Part, pick
+from lib.synthetic_shapes import FIGURES, Part, pick, posed
 
 Rng = np.random.Generator
 SIZE, FRAME_AREA = (IMAGE_WIDTH, IMAGE_HEIGHT), IMAGE_WIDTH * IMAGE_HEIGHT
 
-# The course's own set: class shares, the share of images with two objects, and by label the percentiles of the boxes'
-# areas (as shares of the image) and aspect ratios (width / height).
-CLASS_SHARES = np.array([990, 882, 1971]) / 3843
-TWO_OBJECTS = 578 / 3265
-PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-AREAS, ASPECTS = ([(), *(np.array(row.split()[1:], float) for row in FIGURES[name])] for name in ("areas", "aspects"))
-OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
+# The course's own statistics. By label: percentiles of the scales and aspect ratios (width / height) of the boxes, the
+# share of boxes at the border in each quarter of the scales; for the notebooks areas as shares of the image.
+STATISTICS = shapes.read_statistics()
+PERCENTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+SCALES, ASPECTS, BORDER = (
+    [(), *(STATISTICS[f"{name}-{label}"] for label in ("vehicle", "person", "animal"))]
+    for name in ("scale", "aspect", "border")
+)
+KINDS = [(1,), (2,), (3,), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]  # the labels of an image
+KIND_SHARES = np.concatenate([STATISTICS["one"], STATISTICS["two"]]) / 3265
+SIDE_SHARES = STATISTICS["sides"] / STATISTICS["sides"].sum()
+GAPS = STATISTICS["left-gap"], STATISTICS["top-gap"]
 
-MIN_VISIBLE = 0.42  # the share of an object's pixels that the border and what stands in front must leave
+OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
+CORRELATION = 0.55  # of the scale of an object with its aspect ratio, and with the scale of the other object
+AT_BORDER = 2  # pixels: a box that ends at most so far from the border is at the border
+MIN_VISIBLE = 0.42  # the share of an object's pixels in the image that what stands in front must leave
+MIN_FIT = 0.75  # the least IoU of an object's visible box with the box that was drawn for it
 MIN_SIDE = 14  # of an object's box
 SUPERSAMPLING = 2
+NORMAL, SOLID = NormalDist(), [0] * 128 + [255] * 128
 SHADOW = Image.radial_gradient("L").point(lambda distance: max(0, 150 - distance))
 
 
-class Sprite(NamedTuple):
-    """A painted figure, RGBA, and where its upper left corner lies in the frame."""
+class Figure(NamedTuple):
+    """A figure in its place: parts in frame pixels, and the silhouette of what is in the frame, its corner at (x, y)."""
 
-    pixels: Image.Image
+    parts: list[Part]
+    alpha: Image.Image
     x: int
     y: int
 
     @property
-    def foot(self) -> int:  # the y of its lower edge
-        return self.y + self.pixels.height
+    def bounds(self) -> np.ndarray:  # (x0, y0, x1, y1), beyond the frame too
+        points = np.concatenate([part.points for part in self.parts])
+        return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
-def posed(figure: str | Callable, rng: Rng) -> tuple[list[Part], np.ndarray]:
-    """A figure's parts, mirrored or not, bent and turned a little, y down, from (0, 0) on; their (w, h)."""
-    parts = figure(rng) if callable(figure) else shapes.drawn(figure, rng)
-    points = np.concatenate([part.points for part in parts]) * (pick(rng, (-1, 1)), 1)
-    waves = rng.uniform(0, 2 * np.pi, 2) + 2 * np.pi * points / np.ptp(points, axis=0)
-    points = points + 0.03 * np.ptp(points, axis=0) * np.sin(waves)  # too little to fold anything over
-    points = shapes.rotated(points, rng.normal(0, 4)) * (1, -1)
-    points -= points.min(axis=0)
-    ends = np.cumsum([len(part.points) for part in parts])[:-1]
-    moved = [part._replace(points=p) for part, p in zip(parts, np.split(points, ends), strict=True)]
-    return moved, points.max(axis=0)
+def place(parts: list[Part], start: Sequence[float], scale: Sequence[float]) -> Figure:
+    """Posed parts, scaled by (x, y), moved to `start`; their silhouette has smooth edges."""
+    parts = [part._replace(points=part.points * scale + start) for part in parts]
+    points = np.concatenate([part.points for part in parts])
+    x, y = (int(v) for v in np.clip(np.floor(points.min(axis=0)), 0, SIZE))
+    w, h = (max(0, int(v)) for v in np.clip(np.ceil(points.max(axis=0)), 0, SIZE) - (x, y))
+    return Figure(parts, _drawn("L", parts, (x, y, w, h), [255] * len(parts)), x, y)
 
 
-def paint(parts: list[Part], extent: np.ndarray, size: Sequence[float], rng: Rng) -> Image.Image:
-    """Posed parts, stretched from `extent` to `size` (w, h) pixels, coloured, shaded, with smooth edges."""
-    w, h = (max(2, round(float(side))) for side in size)
-    canvas = Image.new("RGBA", (w * SUPERSAMPLING, h * SUPERSAMPLING))
-    draw, scale = ImageDraw.Draw(canvas), (np.array(canvas.size) - 1) / extent
-    colours = {role: colour(role, rng) for role in dict.fromkeys(part.role for part in parts)}
-    for part in parts:
-        rgb = np.clip(colours[part.role] * part.shade, 0, 255).astype(int)
-        draw.polygon((part.points * scale).ravel().tolist(), fill=(*rgb.tolist(), 255))
-    return _shaded(canvas.reduce(SUPERSAMPLING), rng)
+def _drawn(mode: str, parts: list[Part], window: Sequence[int], fills: Sequence) -> Image.Image:
+    """The parts within `window` (x, y, w, h) of the frame, each in its fill."""
+    x, y, w, h = window
+    canvas = Image.new(mode, (w * SUPERSAMPLING, h * SUPERSAMPLING))
+    draw = ImageDraw.Draw(canvas)
+    for part, fill in zip(parts, fills, strict=True):
+        draw.polygon(((part.points - (x, y)) * SUPERSAMPLING - 0.5).ravel().tolist(), fill=fill)
+    return canvas.reduce(SUPERSAMPLING) if w * h else canvas
+
+
+def paint(figure: Figure, rng: Rng) -> Image.Image:
+    """The figure coloured, lit from above and from one side, with a texture: RGBA, as large as its silhouette."""
+    colours = {role: colour(role, rng) for role in dict.fromkeys(part.role for part in figure.parts)}
+    fills = [(*np.clip(colours[part.role] * part.shade, 0, 255).astype(int).tolist(), 255) for part in figure.parts]
+    size = figure.alpha.size
+    pixels = _drawn("RGBA", figure.parts, (figure.x, figure.y, *size), fills).convert("RGB")
+    light = np.array([[1.0, 1.0], [0.75, 0.75]]) + rng.uniform(0, 0.3) * np.array(pick(rng, ([0, 1], [1, 0])))
+    return _lit(pixels, _resized(light, size) + noise(size, rng.uniform(3, 12), rng, rng.uniform(0.03, 0.12)))
+
+
+def _lit(image: Image.Image, gain: np.ndarray) -> Image.Image:
+    """An RGB image times a gain (h, w) between 0 and 1.5."""
+    factor = Image.fromarray((gain * np.float32(255 / 1.5)).astype(np.uint8))
+    product = ImageChops.multiply(image, Image.merge("RGB", [factor] * 3))
+    return ImageChops.add(product, product, scale=2 / 1.5)
 
 
 def colour(role: str, rng: Rng) -> np.ndarray:
@@ -83,18 +107,9 @@ def colour(role: str, rng: Rng) -> np.ndarray:
     return base * rng.uniform(0.8, 1.15) + rng.normal(0, 8, 3)
 
 
-def _shaded(sprite: Image.Image, rng: Rng) -> Image.Image:
-    """The sprite lit from above and from one side, with a texture."""
-    light = np.array([[1.0, 1.0], [0.75, 0.75]]) + rng.uniform(0, 0.3) * np.array(pick(rng, ([0, 1], [1, 0])))
-    gain = _resized(light, sprite.size) + rng.uniform(0.03, 0.12) * noise(sprite.size, rng.uniform(3, 12), rng)
-    pixels = np.array(sprite)
-    pixels[..., :3] = np.clip(pixels[..., :3] * gain[..., None], 0, 255)
-    return Image.fromarray(pixels)
-
-
-def noise(size: tuple[int, int], grain: float, rng: Rng) -> np.ndarray:
-    """A smooth random field (h, w) in [-1, 1] whose spots measure about `grain` pixels; `size` is (w, h)."""
-    return _resized(rng.uniform(-1, 1, (int(size[1] / grain) + 2, int(size[0] / grain) + 2)), size)
+def noise(size: tuple[int, int], grain: float, rng: Rng, height: float = 1.0) -> np.ndarray:
+    """A smooth random field (h, w) in [-height, height], its spots about `grain` pixels wide; `size` is (w, h)."""
+    return _resized(rng.uniform(-height, height, (int(size[1] / grain) + 2, int(size[0] / grain) + 2)), size)
 
 
 def _resized(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -104,123 +119,189 @@ def _resized(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def background(rng: Rng, horizon: float) -> Image.Image:
     """A landscape or a room: textured areas one below the other, the last from about y = `horizon` down."""
     roughness, *roles = pick(rng, FIGURES["backgrounds"]).split()
-    pixels = _surface(roles[0], IMAGE_HEIGHT, rng)
+    canvas = _surface(roles[0], IMAGE_HEIGHT, rng)
     for k, role in enumerate(roles[1:], start=2):
-        top = horizon * k / len(roles) + float(roughness) * noise((IMAGE_WIDTH, 1), rng.uniform(20, 150), rng)
+        top = horizon * k / len(roles) + noise((IMAGE_WIDTH, 1), rng.uniform(20, 150), rng, float(roughness))
         first = max(0, int(top.min()))
-        below = np.arange(first, IMAGE_HEIGHT)[:, None] >= top
-        pixels[first:] = np.where(below[..., None], _surface(role, IMAGE_HEIGHT - first, rng), pixels[first:])
-    return Image.fromarray(pixels)
+        if first < IMAGE_HEIGHT:
+            below = np.arange(first, IMAGE_HEIGHT)[:, None] >= top
+            canvas.paste(_surface(role, IMAGE_HEIGHT - first, rng), (0, first), Image.fromarray(below))
+    return canvas
 
 
-def _surface(role: str, height: int, rng: Rng) -> np.ndarray:
-    """One area, as wide as the frame: (height, W, 3) uint8."""
+def _surface(role: str, height: int, rng: Rng) -> Image.Image:
+    """One area, as wide as the frame."""
     size = (IMAGE_WIDTH, height)
-    gain = 0.95 + rng.uniform(0.02, 0.18) * noise(size, rng.uniform(2, 10), rng) + 0.12 * noise(size, 60, rng)
-    gain += np.linspace(0.15, -0.15, height, dtype=np.float32)[:, None] * rng.uniform(-1, 1)
+    fine = noise(size, rng.uniform(2, 10), rng, rng.uniform(0.02, 0.18))
+    coarse = rng.uniform(0.83, 1.07, (height // 60 + 2, 8))
+    coarse += rng.uniform(-1, 1) * np.linspace(0.15, -0.15, len(coarse))[:, None]  # lighter or darker towards the top
+    gain = fine + _resized(coarse, size)
     if role in ("wall", "stone", "wood") and rng.random() < 0.6:  # the joints of bricks, tiles or boards
         w, h = rng.uniform(25, 90), rng.uniform(12, 45)
         x, y = np.arange(IMAGE_WIDTH)[None], np.arange(height)[:, None]
         joints = ((x + (y // h % 2) * w / 2) % w < 2) | (y % h < 2)
-        gain *= np.where(joints, rng.uniform(0.7, 0.9), 1).astype(np.float32)
+        gain[joints] *= rng.uniform(0.7, 0.9)
     base = colour(role, rng)
     muted = base + rng.uniform(0.1, 0.6) * (base.mean() - base)
-    return np.clip(muted.astype(np.float32) * gain[..., None], 0, 255).astype(np.uint8)
+    return _lit(Image.new("RGB", size, tuple(np.clip(muted, 0, 255).astype(int).tolist())), gain)
 
 
-def quantile(table: Sequence[float], rng: Rng) -> float:
-    """A value whose distribution has the `PERCENTILES` of the table, log-linear between them."""
-    return float(np.exp(np.interp(rng.uniform(), PERCENTILES, np.log(table))))
+def quantile(table: Sequence[float], rank: float | np.ndarray) -> np.ndarray:
+    """The value at a rank in [0, 1] of a distribution with the `PERCENTILES` of the table, log-linear between them."""
+    return np.exp(np.interp(rank, PERCENTILES, np.log(table)))
 
 
-def place_object(label: int, rng: Rng) -> Sprite:
-    """An object of the class with a box like the course's; the border cuts off what is too long for it."""
-    area = quantile(AREAS[label], rng) * FRAME_AREA
-    aspect = np.clip(quantile(ASPECTS[label], rng), area / IMAGE_HEIGHT**2, IMAGE_WIDTH**2 / area)
-    target = np.sqrt((area * aspect, area / aspect))
-    candidates = [posed(pick(rng, OBJECTS[label]), rng) for _ in range(3)]
-    parts, extent = min(candidates, key=lambda posed: abs(np.log(posed[1][0] / posed[1][1] / aspect)))
-    stretch = np.exp(0.5 * np.clip(np.log(aspect * extent[1] / extent[0]), -0.3, 0.3))
-    natural = extent * (stretch, 1 / stretch)
-    fit = target / natural
-    size = natural * min(fit.max(), 1.7 * fit.min())  # covers the target as far as little enough is cut off
-    x, y = (_start(*lengths, rng) for lengths in zip(size, target, SIZE, strict=True))
-    if size[1] > target[1] + 1:
-        y = IMAGE_HEIGHT - target[1]  # it is cut at its feet, not at its head
-    return Sprite(paint(parts, extent, size, rng), round(x), round(y))
+def draw_boxes(labels: Sequence[int], rng: Rng) -> np.ndarray:
+    """Boxes (G, 4) for objects of these classes, with the course's scales, shapes, places and overlaps."""
+    shared = np.sqrt(CORRELATION) * rng.normal()
+    tries = 4 if len(labels) == 2 and labels[0] == labels[1] else 1
+    places = np.stack(
+        [np.concatenate([_draw_places(*_draw_shape(label, shared, rng), rng) for _ in range(tries)]) for label in labels]
+    )
+    if len(labels) == 1:
+        return places[:, 0]
+    name = "same" if labels[0] == labels[1] else "different"
+    wanted = rng.random() < STATISTICS["overlap"][int(name == "different")]
+    iou = _iou(*places)
+    distance = np.abs(iou - (np.interp(rng.random(), PERCENTILES, STATISTICS[f"iou-{name}"]) if wanted else 0))
+    return places[:, np.argmin(distance)]
 
 
-def _start(side: float, target: float, frame: int, rng: Rng) -> float:
-    """Where an object of length `side` starts along an axis so that `target` of it, or all, is inside."""
-    if side > target + 1:
-        return float(pick(rng, (frame - target, target - side)))
-    beyond = 0.15 * side if rng.random() < 0.12 else 0.0
-    return rng.uniform(-beyond, max(frame - side, 0) + beyond)
+def _draw_shape(label: int, shared: float, rng: Rng) -> tuple[np.ndarray, int | None]:
+    """The (w, h) of a box, and the side of the image that it is at, numbered like xyxy, or None."""
+    z = shared + np.sqrt(1 - CORRELATION) * rng.normal()
+    rank, aspect_rank = map(NORMAL.cdf, (z, rng.normal()))
+    scale, aspect = quantile(SCALES[label], rank), quantile(ASPECTS[label], aspect_rank)
+    at_border = rng.random() < BORDER[label][int(4 * rank)]
+    side = int(rng.choice(4, p=SIDE_SHARES)) if at_border else None
+    w, h = np.subtract(SIZE, 0 if at_border else 2 * AT_BORDER + 2)
+    scale = min(scale, np.sqrt(w * h))
+    aspect = np.clip(aspect, (scale / h) ** 2, (w / scale) ** 2)
+    return scale * np.sqrt((aspect, 1 / aspect)), side
 
 
-def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng: Rng) -> Sprite:
+def _draw_places(size: np.ndarray, side: int | None, rng: Rng) -> np.ndarray:
+    """150 boxes (150, 4) in whole pixels of a size (w, h) at that side of the image, or at none."""
+    margin = AT_BORDER + 1 if side is None else 0
+    room = np.maximum(np.subtract(SIZE, 2 * margin) - size, 0)
+    start = margin + room * np.stack([quantile(gap, rng.random(150)) for gap in GAPS], axis=1)
+    if side is not None:
+        start[:, side % 2] = room[side % 2] if side > 1 else 0
+    return np.round(np.concatenate([start, start + size], axis=1))
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The IoU (...) of boxes (..., 4)."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    both, (area, other) = np.maximum(sides, 0).prod(-1), ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
+    return both / (area + other - both)
+
+
+def place_object(label: int, box: np.ndarray, rng: Rng) -> Figure:
+    """An object of the class that fills the box (4,); where the box is at the border, the border cuts it off."""
+    cut = np.concatenate([box[:2] <= AT_BORDER, box[2:] >= np.subtract(SIZE, AT_BORDER)])
+    aspect, best = np.divide(*(box[2:] - box[:2])), np.inf
+    for _ in range(8):
+        parts, extent = posed(pick(rng, OBJECTS[label]), rng)
+        window = _uncut(parts, extent, cut, rng)
+        stretch = abs(np.log(aspect / np.divide(*(window[2:] - window[:2]))))
+        if stretch < best:
+            best, chosen, kept = stretch, parts, window
+        if best < 0.25:
+            break
+    scale = (box[2:] - box[:2]) / (kept[2:] - kept[:2])
+    return place(chosen, box[:2] - kept[:2] * scale, scale)
+
+
+def _uncut(parts: list[Part], extent: np.ndarray, cut: np.ndarray, rng: Rng) -> np.ndarray:
+    """The box (4,) of what is left of posed parts, cut off at random at the sides where `cut` (4,) is true."""
+    if not cut.any():
+        return np.concatenate([(0, 0), extent])
+    depth = 48 * cut * rng.uniform(0, 0.45, 4) / (1 + np.roll(cut, 2))
+    x0, y0, x1, y1 = np.round(np.concatenate([depth[:2], 48 - depth[2:]])).astype(int)
+    seen = np.asarray(place(parts, (0, 0), 48 / extent).alpha)[y0:y1, x0:x1] > 127
+    return (mask_to_box(seen) + (x0, y0, x0, y0)) * np.tile(extent / 48, 2)
+
+
+def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng: Rng) -> Figure:
     """One of `figures`, of an area in pixels; the middle of its lower edge at (x, foot)."""
     parts, extent = posed(pick(rng, figures), rng)
-    w, h = size = extent * np.sqrt(area / extent.prod())
-    return Sprite(paint(parts, extent, size, rng), round(x - w / 2), round(foot - h))
+    scale = np.sqrt(area / extent.prod())
+    return place(parts, (x, foot) - scale * extent * (0.5, 1), (scale, scale))
 
 
-def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Sprite:
-    """Something without a label, of any size, its lower edge between two y."""
-    area = np.exp(rng.uniform(np.log(0.005), np.log(0.12))) * FRAME_AREA
+def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Figure:
+    """Something without a label, of any size up to 30 % of the image, its lower edge between two y."""
+    area = np.exp(rng.uniform(np.log(0.005), np.log(0.3))) * FRAME_AREA
     return place_unlabelled(figures, area, rng.uniform(0, IMAGE_WIDTH), rng.uniform(top, bottom), rng)
+
+
+def place_front(hidden: Figure, rng: Rng) -> Figure:
+    """Something without a label that stands before part of a figure."""
+    (x, y), (w, h) = (hidden.x, hidden.y), hidden.alpha.size
+    x, foot = x + rng.uniform(0.1, 0.9) * w, y + rng.uniform(0.6, 1.3) * h
+    return place_unlabelled(shapes.OCCLUDERS, rng.uniform(0.1, 0.3) * w * h, x, foot, rng)
+
+
+def layout(rng: Rng) -> tuple[np.ndarray, list[Figure], list[Figure], np.ndarray, np.ndarray]:
+    """Labels (G,), objects from the back, what stands before them, masks (G, H, W), tight boxes (G, 4), unpainted."""
+    labels = rng.permutation(KINDS[rng.choice(len(KINDS), p=KIND_SHARES)])
+    in_front = rng.random() < 0.15
+    while True:
+        targets = draw_boxes(labels, rng)
+        order = np.argsort(-(targets[:, 2:] - targets[:, :2]).prod(axis=1))  # the smaller one is before the larger one
+        labels, targets = labels[order], targets[order]
+        for _ in range(4):
+            objects = [place_object(int(label), box, rng) for label, box in zip(labels, targets, strict=True)]
+            front = [place_front(pick(rng, objects), rng)] if in_front else []
+            masks = visible_masks(objects, front)
+            if all(map(_can_be_seen, masks, objects, targets)):
+                return labels, objects, front, masks, np.stack([mask_to_box(mask) for mask in masks])
+
+
+def visible_masks(objects: list[Figure], front: list[Figure]) -> np.ndarray:
+    """(G, H, W) uint8: 1 where an object covers at least half of a pixel and nothing after it does."""
+    owner = Image.new("L", SIZE)
+    for number, figure in enumerate((*objects, *front), start=1):
+        owner.paste(number, (figure.x, figure.y), _solid(figure))
+    return (np.asarray(owner) == np.arange(1, len(objects) + 1)[:, None, None]).astype(np.uint8)
+
+
+def _solid(figure: Figure) -> Image.Image:
+    return figure.alpha.point(SOLID)
+
+
+def _can_be_seen(mask: np.ndarray, figure: Figure, target: np.ndarray) -> bool:
+    """Whether enough of the object is visible, and its box is about the one that was drawn for it."""
+    if np.count_nonzero(mask) < max(1, MIN_VISIBLE * np.count_nonzero(_solid(figure))):
+        return False
+    box = mask_to_box(mask)
+    return bool(_iou(box, target) >= MIN_FIT and (box[2:] - box[:2]).min() >= MIN_SIDE)
 
 
 def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One scene: image (3, H, W) uint8, labels (G,), tight boxes (G, 4), masks (G, H, W) of the visible pixels."""
-    labels, objects, front, masks = _foreground(rng)
-    horizon = min(rng.uniform(-0.1, 0.75) * IMAGE_HEIGHT, *(sprite.foot - 10 for sprite in objects))
+    labels, objects, front, masks, boxes = layout(rng)
+    horizon = min(rng.uniform(-0.1, 0.75) * IMAGE_HEIGHT, *(figure.bounds[3] - 10 for figure in objects))
     canvas = background(rng, horizon)
     clouds = [place_behind(["cloud"], rng, 0, horizon) for _ in range(rng.integers(0, 3) if horizon > 60 else 0)]
     ground = max(horizon, 40), 1.2 * IMAGE_HEIGHT
-    behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 3))]
-    for n, sprite in enumerate((*clouds, *sorted(behind, key=lambda sprite: sprite.foot), *objects, *front)):
-        w, h = sprite.pixels.width, max(4, sprite.pixels.height // 7)
+    behind = [place_behind(shapes.DISTRACTORS, rng, *ground) for _ in range(rng.integers(0, 5))]
+    for n, figure in enumerate((*clouds, *sorted(behind, key=lambda figure: figure.bounds[3]), *objects, *front)):
         if n >= len(clouds):
-            canvas.paste((0, 0, 0), (sprite.x, sprite.foot - h // 2), SHADOW.resize((w, h)))
-        canvas.paste(sprite.pixels, (sprite.x, sprite.y), sprite.pixels)
-    grain = rng.integers(-6, 7, (IMAGE_HEIGHT, IMAGE_WIDTH, 1), dtype=np.int16)
-    image = np.clip(np.asarray(canvas) * np.float32(rng.uniform(0.75, 1.08)) + grain, 0, 255).astype(np.uint8)
-    boxes = np.stack([mask_to_box(mask) for mask in masks])
-    return np.ascontiguousarray(image.transpose(2, 0, 1)), labels, boxes, masks
+            _cast_shadow(canvas, figure.bounds)
+        if min(figure.alpha.size):
+            canvas.paste(paint(figure, rng), (figure.x, figure.y), figure.alpha)
+    canvas = canvas.point([min(255, int(v)) for v in np.arange(256) * rng.uniform(0.75, 1.08)] * 3)
+    grain = Image.fromarray(rng.integers(0, 13, (IMAGE_HEIGHT, IMAGE_WIDTH), dtype=np.uint8))
+    image = ImageChops.add(canvas, Image.merge("RGB", [grain] * 3), offset=-6)
+    return np.stack([np.asarray(channel) for channel in image.split()]), labels, boxes, masks
 
 
-def _foreground(rng: Rng) -> tuple[np.ndarray, list[Sprite], list[Sprite], np.ndarray]:
-    """Labels, objects from the back, what stands before them, masks; drawn anew until all can be seen."""
-    labels = 1 + rng.choice(len(CLASS_SHARES), 2 if rng.random() < TWO_OBJECTS else 1, p=CLASS_SHARES)
-    while True:
-        objects = [place_object(int(label), rng) for label in labels]
-        front = []
-        if rng.random() < 0.15:
-            hidden = pick(rng, objects)
-            w, h = hidden.pixels.size
-            x, foot = hidden.x + rng.uniform(0.1, 0.9) * w, hidden.y + rng.uniform(0.6, 1.3) * h
-            front = [place_unlabelled(shapes.OCCLUDERS, rng.uniform(0.1, 0.3) * w * h, x, foot, rng)]
-        masks = visible_masks(objects, front)
-        if all(_can_be_seen(mask, sprite) for mask, sprite in zip(masks, objects, strict=True)):
-            return labels, objects, front, masks
-
-
-def visible_masks(objects: list[Sprite], front: list[Sprite]) -> np.ndarray:
-    """(G, H, W) uint8: 1 where an object covers at least half of a pixel and nothing after it does."""
-    owner = Image.new("L", SIZE)
-    for number, sprite in enumerate((*objects, *front), start=1):
-        owner.paste(number, (sprite.x, sprite.y), _solid(sprite))
-    return (np.asarray(owner) == np.arange(1, len(objects) + 1)[:, None, None]).astype(np.uint8)
-
-
-def _solid(sprite: Sprite) -> Image.Image:
-    return sprite.pixels.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
-
-
-def _can_be_seen(mask: np.ndarray, sprite: Sprite) -> bool:
-    enough = mask.sum() >= max(1, MIN_VISIBLE * np.count_nonzero(_solid(sprite)))
-    return enough and np.ptp(np.nonzero(mask), axis=1).min() + 1 >= MIN_SIDE
+def _cast_shadow(canvas: Image.Image, bounds: np.ndarray) -> None:
+    x, y, right, foot = bounds.astype(int).tolist()
+    h = max(4, (foot - y) // 7)
+    canvas.paste((0, 0, 0), (x, foot - h // 2), SHADOW.resize((max(1, right - x), h)))
 
 
 def write_scenes(out: str | Path, images: int, seed: int) -> None:

@@ -6,7 +6,8 @@ joints, so they are functions. A frame has x to the right and y UP, in about met
     k  corners of a polygon; angles are degrees
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,10 @@ def direction(degrees: float | np.ndarray) -> np.ndarray:
     return np.array([np.cos(radians), np.sin(radians)]).T
 
 
+CIRCLE = direction(np.arange(0, 360, 15))
+HALF_CIRCLE = direction(np.arange(-90, 91, 30))
+
+
 def rotated(points: np.ndarray, degrees: float) -> np.ndarray:
     """Points (k, 2) turned counter-clockwise about the origin."""
     return points @ np.stack([direction(degrees), direction(degrees + 90)])
@@ -38,7 +43,7 @@ def rotated(points: np.ndarray, degrees: float) -> np.ndarray:
 
 def oval(x: float, y: float, rx: float, ry: float | None = None) -> np.ndarray:
     """Corners (24, 2) of an ellipse; a circle where `ry` is left out."""
-    return direction(np.linspace(0, 360, 25)[:-1]) * (rx, rx if ry is None else ry) + (x, y)
+    return CIRCLE * (rx, rx if ry is None else ry) + (x, y)
 
 
 def blob(points: np.ndarray) -> np.ndarray:
@@ -53,7 +58,8 @@ def limb(role: str, joints: Sequence, start: float, end: float, shade: float = 1
     """The round-ended segments of a chain of joints, the radius going from `start` to `end`."""
     radii, parts = np.linspace(start, end, len(joints)), []
     for a, b, ra, rb in zip(joints[:-1], joints[1:], radii[:-1], radii[1:], strict=True):
-        arc = direction(np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0])) + np.linspace(-90, 90, 7))
+        along = (b - a) / max(1e-9, math.dist(a, b))
+        arc = HALF_CIRCLE @ [along, (-along[1], along[0])]
         parts.append(Part(role, np.concatenate([b + rb * arc, a - ra * arc]), shade))
     return parts
 
@@ -88,6 +94,13 @@ def _read_figures() -> dict[str, list[str]]:
         elif first not in ("", "#"):
             parts.append(line)
     return figures
+
+
+def read_statistics() -> dict[str, np.ndarray]:
+    """The rows of `course_statistics.txt` by their names."""
+    lines = Path(__file__).with_name("course_statistics.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split() for line in lines if line and line[0] != "#"]
+    return {name: np.array(values, float) for name, *values in rows}
 
 
 SHAPES = {
@@ -224,6 +237,19 @@ def bird(rng: Rng) -> list[Part]:
     """A bird from the side: standing, swimming or with its wing up."""
     names = [*pick(rng, (["bird: legs"], [])), "bird", pick(rng, named("wing"))]
     return [part for name in names for part in drawn(name, rng)]
+
+
+def posed(figure: str | Callable, rng: Rng) -> tuple[list[Part], np.ndarray]:
+    """A figure's parts, mirrored or not, bent and turned a little, y down, from (0, 0) on; their (w, h)."""
+    parts = figure(rng) if callable(figure) else drawn(figure, rng)
+    points = np.concatenate([part.points for part in parts]) * (pick(rng, (-1, 1)), 1)
+    extent = np.ptp(points, axis=0)
+    waves = rng.uniform(0, 2 * np.pi, 2) + 2 * np.pi * points / extent
+    points = rotated(points + 0.03 * extent * np.sin(waves), rng.normal(0, 4)) * (1, -1)  # too little to fold over
+    points -= points.min(axis=0)
+    ends = np.cumsum([0] + [len(part.points) for part in parts]).tolist()
+    moved = [Part(part.role, points[a:b], part.shade) for part, a, b in zip(parts, ends, ends[1:], strict=False)]
+    return moved, points.max(axis=0)
 
 
 HEADS = ["head: short hair", *named("head")]  # short hair is twice as common as each other head
