@@ -50,7 +50,7 @@ class Config:
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 0  # of the split, the initial weights, the order of images and the sampling
-    synthetic_images: int = 1500  # the built-in scenes that a run writes when there is no data yet
+    synthetic_images: int = 1000  # the built-in scenes that a run writes when there is no data yet
     synthetic_seed: int = 0
 
     # backbone (§3)
@@ -175,6 +175,7 @@ PROFILES = {
         fpn_channels=64,
         store_features=True,
         val_fraction=0.06,
+        test_fraction=0.3,
         anchor_scales=(24.0, 48.0, 84.0, 120.0, 156.0),
         rpn_batch_samples=128,
         rpn_pre_nms_train=600,

@@ -50,7 +50,7 @@ class CourseDataset(torch.utils.data.Dataset):
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(
                     f"{name} is missing: it is looked for in {self.folder.resolve()}; put the course's file there, "
-                    f"or write built-in scenes with `python -m lib.synthetic --out {folder} --images 1500 --seed 0`"
+                    f"or write built-in scenes with `python -m lib.synthetic --out {folder} --images 1000 --seed 0`"
                 )
         labels, boxes = (load_object_array(self.folder / FILES[kind]) for kind in ("labels", "boxes"))
         if any(v.size % 4 for v in boxes):

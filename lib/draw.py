@@ -1,4 +1,5 @@
-"""Axes-level drawing in one colour grammar: truth, positive, negative, ignored, predicted; solid after, dotted before.
+"""Axes-level drawing in one grammar of colours and lines: truth (dashed), positive, negative, ignored, predicted; solid
+after, dotted before.
 
     N  boxes or masks    H x W  the image's frame    Sy x Sx  a map's grid    E  epochs
     boxes are xyxy in pixels of the image they are drawn on; pixel i covers [i, i + 1), so boxes and masks line up
@@ -22,6 +23,7 @@ COLOURS = dict(truth="#D55E00", positive="#56B4E9", negative="#F0E442", ignored=
 CLASS_COLOURS = ("#BBBBBB", "#0072B2", "#CC79A7", "#E69F00")  # background, vehicle, person, animal
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of curves
 _STYLES = {"after": ("black", "-"), "before": ("black", ":")} | {kind: (c, "-") for kind, c in COLOURS.items()}
+_STYLES["truth"] = (COLOURS["truth"], "--")  # told apart from every class by its line too
 _PAD = 1.5  # points between a caption's letters and its edge
 
 
@@ -43,7 +45,7 @@ def denormalise(x, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
 def boxes(ax: Axes, boxes, kind="truth", captions: Sequence[str] | None = None, dotted=False, linewidth=1.6) -> Axes:
     """Boxes (N, 4), cut off at the axes. `kind` is a name in COLOURS, or N labels for the colours of the classes."""
     boxes = _array(boxes).reshape(-1, 4)
-    colours, style = _colours(kind, len(boxes)), ":" if dotted else "-"
+    colours, style = _colours(kind, len(boxes)), ":" if dotted else _style(kind)
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
     outlines = PolyCollection(corners, facecolors="none", edgecolors=colours, linewidths=linewidth, linestyles=style)
     outlines.set(joinstyle="miter", path_effects=[withStroke(linewidth=linewidth + 1, foreground="black", alpha=0.5)])
@@ -90,7 +92,10 @@ def masks(ax: Axes, masks, labels=None, kind: str = "predicted", alpha: float = 
     overlay = np.zeros((height, width, 4))
     for mask, colour in reversed(list(zip(masks, colours, strict=True))):
         overlay[mask] = (*to_rgb(colour), alpha)
-        ax.add_collection(LineCollection(_edges(mask), colors=colour, linewidths=1.2), autolim=False)
+        edges = _edges(mask)
+        if labels is None and _style(kind) == "--":
+            edges = edges[(edges[:, 0] @ (1, 2)) // 6 % 2 == 0]  # six pixels of dash, six of gap, in any direction
+        ax.add_collection(LineCollection(edges, colors=colour, linewidths=1.2), autolim=False)
     return ax.imshow(overlay, extent=(0, width, height, 0)).axes
 
 
@@ -157,6 +162,10 @@ def legend(ax: Axes, kinds: Sequence[str]) -> Axes:
     names = ["ground truth" if kind == "truth" else kind for kind in kinds]
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4, "columnspacing": 1, "handlelength": 1.5}
     return ax.legend(handles, names, **place, fontsize=8, frameon=False).axes
+
+
+def _style(kind) -> str:
+    return _STYLES[kind][1] if isinstance(kind, str) else "-"
 
 
 def _colours(kind, count: int) -> list[str]:

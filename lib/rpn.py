@@ -122,16 +122,16 @@ def anchor_labels(
     return torch.stack(labels), torch.stack(boxes)
 
 
-def sample_anchors(labels: Tensor, features: Sequence[Tensor], config: Config) -> Tensor:
+def sample_anchors(labels: Tensor, grids: Sequence[tuple[int, int]], config: Config) -> Tensor:
     """A minibatch of anchors over all images (§4.4): labels (B, A) -> indices (M,) into the B A anchors.
 
-    Drawn uniformly, as printed, nearly all negatives lie on P2, which has three quarters of the anchors: hence
+    `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three quarters of the anchors: hence
     `rpn_negatives`.
     """
     levels = None
     if config.rpn_negatives == "balanced":
-        counts = torch.tensor([f.shape[2] * f.shape[3] for f in features]) * len(config.anchor_ratios)
-        levels = torch.arange(len(features)).repeat_interleave(counts).to(labels.device).repeat(len(labels))
+        counts = torch.tensor([rows * columns for rows, columns in grids]) * len(config.anchor_ratios)
+        levels = torch.arange(len(grids)).repeat_interleave(counts).to(labels.device).repeat(len(labels))
     return sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction, levels)
 
 
@@ -143,7 +143,7 @@ def draw_anchors(
     their places in their cells, `labels` (M,) POSITIVE or NEGATIVE, and `deltas` (M, 4), zero for negatives.
     """
     labels, boxes = anchor_labels(features, anchors, targets, content, config)
-    drawn = sample_anchors(labels, features, config)
+    drawn = sample_anchors(labels, [tuple(f.shape[2:]) for f in features], config)
     index = drawn % len(anchors)
     return {
         "images": drawn // len(anchors),

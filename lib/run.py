@@ -6,6 +6,8 @@ state of widgets) stays out of the file. Durations are wall seconds.
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import time
@@ -17,6 +19,7 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
+from PIL import Image
 from tqdm import tqdm
 
 from lib import runtime
@@ -109,8 +112,17 @@ def _clean_output(output: NotebookNode, root: str) -> bool:
     if output.output_type == "error":
         return True
     output.metadata = NotebookNode()
+    if "image/png" in output.data:
+        output.data["image/png"] = palette_png(output.data["image/png"])
     is_widget = output.data.pop(WIDGET, None) is not None
     return bool(output.data) and not (is_widget and PROGRESS.search(output.data.get("text/plain", "")))
+
+
+def palette_png(picture: str) -> str:
+    """A PNG in base64 as one of 256 colours, a quarter of the size."""
+    pixels, smaller = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    pixels.quantize(256, Image.Quantize.MEDIANCUT).save(smaller, "PNG", optimize=True)
+    return base64.b64encode(smaller.getvalue()).decode()
 
 
 def _write(notebook: NotebookNode, path: Path) -> None:

@@ -807,7 +807,7 @@ for n in (1, 2, 3):
 # | objects are large (median about a fifth of the image) | at the assignment's scales P2, with most anchors, has almost no objects; P4 … P6 carry the learning |
 # | areas span a factor of twenty | one scale would not do: the pyramid is needed |
 # | half animals, a quarter vehicles, a quarter people | averages over images favour animals: we report AP for each class (06) |
-# | boxes that reach the border | anchors across the border are removed: such objects lose their best anchors (02) |
+# | boxes that reach the border | where anchors across the border are removed, such objects lose their best anchors (02) |
 # | people are narrow, the ratios are 1:2, 1:1, 2:1 | the narrowest people fit no anchor well |
 #
 # The last line but one can be counted here. In the course's own set it is 22 % of the boxes.

@@ -70,7 +70,8 @@ runtime.seed_everything(config.seed)
 
 # %% [markdown]
 # Everything that belongs to the system is imported from `lib/`. `show` prints a piece's source, so that the code you read is the code
-# that runs.
+# that runs. This notebook follows the sheet as printed, cross-boundary anchors removed; notebook 03 counts what that does to the upper
+# levels, and why both profiles keep them.
 
 # %%
 import inspect
@@ -85,6 +86,8 @@ from lib import boxes, browser, draw, matching, report, rpn
 from lib.anchors import LEVELS, STRIDES, level_anchors, pyramid_anchors, pyramid_grids
 from lib.data import CourseDataset, collate, prepare, preprocess_targets
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
+
+config = config.replace(cross_boundary="remove")  # §4.2 as printed
 
 
 def show(*pieces):
@@ -564,15 +567,15 @@ plt.show()
 # We count them for up to 100 images, level by level, in both profiles: the same scenes at the demo's size and at the assignment's.
 
 # %%
-def assign(config, count=100):
+def assign(sizes, count=100):
     """Labels (images, A) and the objects' boxes of the first `count` training images with objects, in the network's frame."""
-    everything = pyramid_anchors(pyramid_grids(config.padded_size), config)
+    everything, sizes = pyramid_anchors(pyramid_grids(sizes.padded_size), sizes), sizes.replace(cross_boundary="remove")
     found = []
     for i in busy[:count]:
         target = {"boxes": torch.from_numpy(train.boxes[train.indices[i]])}
-        (target,) = preprocess_targets([target], (300, 400), config)
-        inner = (config.image_height, config.image_width)
-        found.append((rpn.rpn_targets(everything, target["boxes"], inner, config)[0], target["boxes"]))
+        (target,) = preprocess_targets([target], (300, 400), sizes)
+        inner = (sizes.image_height, sizes.image_width)
+        found.append((rpn.rpn_targets(everything, target["boxes"], inner, sizes)[0], target["boxes"]))
     return torch.stack([labels for labels, _ in found]), [gt for _, gt in found]
 
 
@@ -887,7 +890,7 @@ for name, value in counted.items():
 # - **Lost anchors.** An object whose best anchor lies closer to another object has none (object C above). It is rare here, with one or two
 #   objects an image; in a crowd it is not.
 # - **The border.** Objects near the border lose their best anchors in training. In testing boxes that cross it are clipped instead (§4.6), so these
-#   anchors then speak about something they were never taught.
+#   anchors then speak about something they were never taught. Notebook 03 shows how much that spoils, and the mend.
 # - **The imbalance.** A handful against thousands: the RPN's first lesson is to say *no*.
 
 # %% [markdown]
@@ -937,7 +940,7 @@ print("all checks passed")
 #    histogram of the best IoU move to the right?
 # 2. Lower the positive threshold to 0.5 and count again. What do you gain, and what does the regressor now have to learn?
 # 3. Write the rule of §4.2 so that object C gets the anchor it made positive. What happens to A?
-# 4. Count the positives if cross-boundary anchors are kept. Which level gains most?
+# 4. Count the positives if cross-boundary anchors are kept (`cross_boundary="clip"`). Which level gains most?
 # 5. Why is $t_x$ divided by $w_a$, and not by the stride?
 
 # %% [markdown]

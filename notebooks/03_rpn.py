@@ -3,7 +3,7 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/maskrcnn-from-its-parts/maskrcnn-from-its-parts/blob/main/notebooks/03_rpn.ipynb)
 #
-# **The claim.** One small network, slid over every level of the pyramid, turns tens of thousands of anchors into a few hundred boxes
+# **The claim.** One small network, slid over every level of the pyramid, turns thousands of anchors into a few hundred boxes
 # that cover almost every object, without knowing yet what the objects are.
 #
 # **Run time** (demo profile, two CPU cores): a few minutes to train, under a minute for everything else.
@@ -270,7 +270,7 @@ cells = torch.tensor([sy * sx for sy, sx in grids])
 labels_of = [rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled]
 level_of = torch.bucketize(torch.arange(len(anchors)) // 3, cells.cumsum(0), right=True)  # level of each anchor
 torch.manual_seed(0)
-chosen = sample(torch.cat(labels_of), config.rpn_batch_samples, config.rpn_positive_fraction)
+chosen = rpn.sample_anchors(torch.stack(labels_of), grids, config)
 sampled_level = level_of[chosen % len(anchors)].bincount(minlength=5)
 positives = (torch.stack(labels_of) == POSITIVE).float()
 level_rows = [
@@ -298,8 +298,7 @@ show(rpn.gather_patches, rpn._patches)
 # %% [markdown]
 # Do these statistics serve inference, where the head sees whole maps? Three RPNs each on a frozen backbone, 240 scenes, 6 epochs
 # (`python -m benchmarks.batchnorm`): with statistics over the sampled positions the recall AR@100 was 0.617 on average, with statistics
-# over whole maps 0.621, and single ones differ by up to 0.02: no difference that shows. And as the positions are all that it learns
-# from, they can be kept on disk for later epochs (`lib/cache.py`): 0.617 from such a cache.
+# over whole maps 0.621, and single ones differ by up to 0.02: no difference that shows.
 
 # %% [markdown]
 # **Check on a tiny map**: what BatchNorm computes in training mode is the mean and variance over the $M$ windows, by hand:
@@ -410,7 +409,8 @@ torch.testing.assert_close(mean * factor, losses["rpn_box"])
 # ## Targets on real images, counted and drawn
 
 # %% [markdown]
-# The rules of §4.2 (the notebook before) label each anchor of each image. Anchors that cross the image's boundary are ignored.
+# The rules of §4.2 (the notebook before) label each anchor of each image. Whether anchors that cross the image's boundary are left out,
+# as the sheet prints, or kept, is the config's `cross_boundary`; why it keeps them is the next section.
 
 # %%
 show(rpn.rpn_targets)
@@ -453,8 +453,57 @@ share = (labels[picked] == POSITIVE).float().mean()
 print(f"M = {len(picked)}, of them positive {share:.0%} (at most {config.rpn_positive_fraction:.0%})")
 
 # %% [markdown]
+# ### The sheet as printed, counted by level
+#
+# Two rules of the sheet, each harmless by itself, meet here. Anchors that cross the boundary are removed (§4.2): on P5 and P6, where an
+# anchor is as large as half the image, that is nearly all of them. And negatives are drawn uniformly (§4.4): three quarters of all anchors lie on
+# P2, so nearly every negative does too. **Predict:** how many negatives does P6 get in a minibatch?
+
+# %%
+printed = config.replace(cross_boundary="remove", rpn_negatives="uniform")
+PER_STEP, DRAWS = config.rpn_batch_size, 20
+
+
+def minibatch_by_level(config):
+    """The mean number of positives and negatives of each level (2, 5) in a minibatch of this batch of images."""
+    mine = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled[:PER_STEP]])
+    counts = torch.zeros(2, 5)
+    for _ in range(DRAWS):
+        drawn = rpn.sample_anchors(mine, grids, config)
+        for row, kind in enumerate((POSITIVE, NEGATIVE)):
+            of_kind = drawn[mine.flatten()[drawn] == kind]
+            counts[row] += level_of[of_kind % len(anchors)].bincount(minlength=5) / DRAWS
+    return counts
+
+
+# %%
+by_setting = {"as printed": minibatch_by_level(printed), "mended": minibatch_by_level(config)}
+report.markdown(
+    [
+        {"level": name, "anchors": 3 * int(n)}
+        | {
+            f"{what}, {setting}": round(float(counts[row, k]), 1)
+            for setting, counts in by_setting.items()
+            for row, what in enumerate(("positives", "negatives"))
+        }
+        for k, (name, n) in enumerate(zip(LEVELS, cells, strict=True))
+    ]
+)
+
+# %% [markdown]
+# As printed, P5 and P6 see objects and hardly ever an example of "no". *Always yes* is then the right lesson, and it is learnt. At test time
+# all anchors compete, the crossing ones too, which no one ever trained: the large anchors say yes everywhere, and the best proposals
+# form the same lattice whatever is in the picture. Below we train both and look.
+#
+# The sheet allows adjustments. Two mend it, and both profiles have them: crossing anchors stay in training (`cross_boundary="clip"`, their boxes
+# are clipped as in testing), and negatives are drawn in turn from the five levels (`rpn_negatives="balanced"`).
+
+# %%
+show(rpn.sample_anchors)
+
+# %% [markdown]
 # The sampled anchors of two images. Positives sit on the objects, as tightly as the anchors' shapes allow;
-# the sampled negatives are scattered over everything else.
+# the sampled negatives are of every size, and scattered over everything else.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.4))
@@ -474,15 +523,24 @@ _ = runtime.save_figure(fig, "03_samples")
 # ## Train, or load what was trained
 
 # %% [markdown]
-# One call. If `weights/` already holds an RPN trained with this very config, it is kept. In the `course` profile the backbone comes
-# trained and frozen. The `demo` profile has no pretrained weights to start from. Its ResNet-18 begins with a *stage 0*: for a minute it
-# learns to tell vehicles, people, animals and background apart on small crops of the training images, which cost it a small part of
-# what whole images cost. The pyramid on top of it then learns along with the RPN, and joint fine-tuning trains both on.
+# One call. If `weights/` already holds an RPN trained with this very config, it is kept. The backbone comes trained and stays frozen
+# (§3). In the `course` profile it is torchvision's ResNet-50 with its pyramid, which has seen the photographs of COCO, from which the
+# course's own pictures were taken. In the `demo` profile it is a MobileNetV3 with its pyramid that `python -m lib.pretrain` trained as part of
+# a whole Mask R-CNN on made-up scenes of seeds that no data set here may use: it has seen *such* things, but none of these pictures.
+#
+# As it is frozen, its maps never change: they are computed once, each image as it is and mirrored, and all three stages read them from disk.
 
 # %%
 train_until("rpn", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "rpn")
 history = read_history(WEIGHTS, "rpn")
+
+# %% [markdown]
+# And a second one, exactly as the sheet prints it, for the comparison below. Nothing later uses it.
+
+# %%
+train_until("rpn", printed, DATA, WEIGHTS / "as_printed")
+as_printed = load_model(WEIGHTS / "as_printed", "rpn")
 
 # %% [markdown]
 # ### Learning curves
@@ -498,8 +556,7 @@ fig
 # %% [markdown]
 # ### The two magnitudes
 #
-# §4.5 asks for equal weights once both are normalised alike. The box loss below is shown as it enters the sum, times the config's
-# `rpn_box_weight`: 1 in the `course` profile, 10 in `demo`, where few anchors are positive and the box loss would hardly count.
+# §4.5 asks for equal weights once both are normalised alike, and that is how they are added.
 
 # %%
 magnitudes = [
@@ -514,60 +571,94 @@ magnitudes = [
 report.markdown(magnitudes)
 
 # %% [markdown]
-# `lib` multiplies the box loss by `rpn_box_weight`, which is 1 where the assignment is followed to the letter. The two need not come out
-# equal: the objectness is paid by all $M$ anchors, the box loss by the positives alone. What matters is that both
+# The two need not come out equal: the objectness is paid by all $M$ anchors, the box loss by the positives alone. What matters is that both
 # have a fixed scale, the same from batch to batch, so that neither drowns the other by an accident of counting.
 
 # %% [markdown]
 # ## What the head sees: objectness, level by level
 
 # %% [markdown]
-# The backbone's maps go through the dense head. We cut the logits back into levels and show, for each cell, the sigmoid of its best
-# anchor.
+# The backbone's maps go through the dense head, of both RPNs. We cut the logits back into levels and show, for each cell, the sigmoid of
+# its best anchor.
 
 # %%
 with torch.no_grad():
     features = model.features(x)
     logits, deltas = model.rpn(features)
-by_level = logits.split([3 * int(n) for n in cells], dim=1)
-objectness = [v.view(len(x), *grid, 3).amax(-1).sigmoid() for v, grid in zip(by_level, grids, strict=True)]
+    printed_logits, printed_deltas = as_printed.rpn(features)  # the same backbone
+
+
+def objectness(logits):
+    """The objectness of each cell's best anchor: for each level (B, Sy, Sx)."""
+    by_level = logits.split([3 * int(n) for n in cells], dim=1)
+    return [v.view(len(x), *grid, 3).amax(-1).sigmoid() for v, grid in zip(by_level, grids, strict=True)]
+
 
 # %% [markdown]
-# Dark is 0, bright is 1, on every map. A cell of P2 is 4 pixels wide, one of P6 is 64.
+# One colour bar for all maps. A cell of P2 is 4 pixels wide, one of P6 is 64.
 
 # %%
-shown = min(3, len(x))
-fig, axes = plt.subplots(shown, 6, figsize=(14, 2.1 * shown), squeeze=False)
-for i, line in enumerate(axes):
-    draw.image(line[0], scenes[i])
-    draw.boxes(line[0], scaled[i]["boxes"], "truth", linewidth=1.5)
-    for k, ax in enumerate(line[1:]):
-        draw.heatmap(ax, objectness[k][i], size=[n * STRIDES[k] for n in grids[k]])
+def draw_levels(axes, maps, i, name):
+    """One image and its five maps, side by side."""
+    draw.image(axes[0], scenes[i])
+    draw.boxes(axes[0], scaled[i]["boxes"], "truth", linewidth=1.5)
+    axes[0].set_ylabel(name, fontsize=10)
+    for k, ax in enumerate(axes[1:]):
+        draw.heatmap(ax, maps[k][i], size=[n * STRIDES[k] for n in grids[k]])
         ax.set(xlim=(0, content[1]), ylim=(content[0], 0))  # the padding is cut off
-        ax.set_title(f"{LEVELS[k]}, scale {config.anchor_scales[k]:g}" if i == 0 else "", fontsize=10)
-fig.tight_layout()
+        ax.set_title(f"{LEVELS[k]}, scale {config.anchor_scales[k]:g}", fontsize=10)
+
+
+shown = min(2, len(x))
+fig, axes = plt.subplots(2 * shown, 6, figsize=(14, 3.9 * shown), squeeze=False, layout="constrained")
+for i in range(shown):
+    draw_levels(axes[2 * i], objectness(printed_logits), i, "as printed")
+    draw_levels(axes[2 * i + 1], objectness(logits), i, "mended")
+fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.5, label="objectness of a cell's best anchor")
 _ = runtime.save_figure(fig, "03_objectness")
 
 # %% [markdown]
 # **How to read it.** An object should light up on the level whose anchors have its size, and stay dark on the others: that is the
 # division of labour the pyramid makes possible. P5 and P6 have few cells and large anchors; an anchor there may cover half the image, so
-# expect broad glows rather than spots. How far this run got, in numbers: the mean objectness of the positive and of the negative anchors,
-# level by level. The wider apart the two columns, the better the level does its work.
+# expect broad glows rather than spots. In numbers, over this batch, crossing anchors included: the mean objectness of the positive and
+# of the negative anchors, level by level. The wider apart the two, the better the level does its work.
 
 # %%
-stacked = torch.stack(labels_of)
+stacked = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled])
 rows = []
 for k, name in enumerate(LEVELS):
-    mine, p = stacked[:, level_of == k], logits[:, level_of == k].sigmoid()
-    means = {kind: p[mine == v] for kind, v in (("positives", POSITIVE), ("negatives", NEGATIVE))}
-    rows.append({"level": name} | {kind: float(v.mean()) if len(v) else None for kind, v in means.items()})
+    mine, row = stacked[:, level_of == k], {"level": name}
+    for setting, z in (("as printed", printed_logits), ("mended", logits)):
+        p = z[:, level_of == k].sigmoid()
+        for kind, v in (("positives", POSITIVE), ("negatives", NEGATIVE)):
+            row[f"{kind}, {setting}"] = float(p[mine == v].mean()) if (mine == v).any() else None
+    rows.append(row)
+report.save_table(rows, "03_levels")
 report.markdown(rows)
+
+# %% [markdown]
+# The same lesson in the picture that matters: the ten best proposals of each RPN, after NMS.
+
+# %%
+fig, axes = plt.subplots(2, 4, figsize=(14, 5.6))
+outputs = (("as printed", printed_logits, printed_deltas), ("mended", logits, deltas))
+for line, (name, z, t) in zip(axes, outputs, strict=True):
+    proposals = rpn.propose(z, t, anchors, content, config, training=False)
+    for ax, scene, target, p in zip(line, scenes, scaled, proposals, strict=False):
+        draw.image(ax, scene)
+        draw.boxes(ax, p["boxes"][:10], "predicted", linewidth=1.0)
+        draw.boxes(ax, target["boxes"], "truth", linewidth=2)
+        ax.set_title(f"{name}: ten best proposals", fontsize=10)
+named_legend(axes[0, 0], {"truth": "object", "predicted": "proposal"})
+fig.tight_layout()
+_ = runtime.save_figure(fig, "03_as_printed")
 
 
 # %% [markdown]
 # ## From maps to proposals: the post-processing of §4.6
 #
-# decode → clip to the image (testing) or remove what crosses its boundary (training) → the $K$ best → NMS → the $N$ best.
+# decode → clip to the image (in testing; the sheet removes in training what crosses the boundary, the config's `cross_boundary="clip"` clips
+# there too) → the $K$ best → NMS → the $N$ best.
 
 # %% [markdown]
 # **Non-maximum suppression**, the idea: an object lights up many anchors, so take the best box, drop everything that overlaps it by
@@ -605,8 +696,8 @@ assert nms(candidates, scores, 0.5).tolist() == [0]  # a stricter threshold drop
 show(rpn.propose)
 
 # %% [markdown]
-# Two hints for reading it: `topk` comes before `decode` because decoding all anchors to keep a few would be a waste; in training the crossing
-# boxes are not cut out but get the score $-\infty$, so that all images of the batch keep the same shape.
+# Two hints for reading it: `topk` comes before `decode` because decoding all anchors to keep a few would be a waste; where crossing
+# boxes are removed they are not cut out but get the score $-\infty$, so that all images of the batch keep the same shape.
 
 # %%
 best, index = logits[0].topk(300)
@@ -624,12 +715,13 @@ print(f"NMS at IoU {config.rpn_nms_iou} keeps {len(kept)} of 300 boxes")
 # must give the same boxes. The table counts what each step leaves of the first image's anchors.
 
 # %%
-def naive_propose(logits, deltas, training):
+def naive_propose(logits, deltas, training, config):
     """§4.6, step by step, for one image: boxes, scores and the count after each step."""
     mode = "train" if training else "test"
     k, n = getattr(config, f"rpn_pre_nms_{mode}"), getattr(config, f"rpn_post_nms_{mode}")
     decoded = boxes.decode(deltas, anchors)
-    admitted = boxes.inside(decoded, *content) if training else torch.ones(len(anchors), dtype=torch.bool)
+    removes = training and config.cross_boundary == "remove"
+    admitted = boxes.inside(decoded, *content) if removes else torch.ones(len(anchors), dtype=torch.bool)
     decoded = boxes.clip(decoded, *content)
     top = logits.masked_fill(~admitted, -torch.inf).topk(min(k, len(anchors))).indices
     top = top[admitted[top] & (decoded[top, 2:] - decoded[top, :2] >= boxes.MIN_SIZE).all(1)]
@@ -639,16 +731,16 @@ def naive_propose(logits, deltas, training):
 
 
 # %% [markdown]
-# The two modes, by hand and from `lib`:
+# Training as printed, training as here, and testing, by hand and from `lib`:
 
 # %%
-steps = []
-for training in (True, False):
-    ours = rpn.propose(logits[:1], deltas[:1], anchors, content, config, training)[0]
-    by_hand, by_hand_scores, counts = naive_propose(logits[0], deltas[0], training)
+steps, modes = [], (("training as printed: removed", True, printed), ("training: clipped", True, config))
+for name, training, how in (*modes, ("testing: clipped", False, config)):
+    ours = rpn.propose(logits[:1], deltas[:1], anchors, content, how, training)[0]
+    by_hand, by_hand_scores, counts = naive_propose(logits[0], deltas[0], training, how)
     torch.testing.assert_close(ours["boxes"], by_hand)
     torch.testing.assert_close(ours["scores"], by_hand_scores)
-    steps.append({"mode": "training: removed" if training else "testing: clipped"} | counts)
+    steps.append({"mode": name} | counts)
 report.markdown(steps)
 
 # %% [markdown]
@@ -764,7 +856,7 @@ for ax, threshold in zip(axes, THRESHOLDS, strict=False):
     ax.xaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
 axes[0].legend(loc="lower right")
-for training, shade, name in ((False, draw.LINES[0], "testing: clipped"), (True, draw.LINES[1], "training: removed")):
+for training, shade, name in ((False, draw.LINES[0], "testing"), (True, draw.LINES[1], "training")):
     axes[2].plot(KS, [mean_left[K, training] for K in KS], "o-", color=shade, label=name)
 axes[2].axhline(config.rpn_post_nms_train, color="grey", linestyle=":", linewidth=1)
 axes[2].set(xlabel="boxes before NMS, K", ylabel="boxes an image", title="left after NMS", ylim=(0, None))
@@ -806,8 +898,8 @@ lines = [
     f"- The rule gives **K = {chosen_K}, N = {chosen_N}** on these images: recall {recall(chosen_K, chosen_N):.3f} at IoU 0.5 "
     f"against {best:.3f} at best.",
     f"- The `{config.profile}` profile's own **K = {K}, N = {N}** lose {100 * max(loss, 0):.1f} objects in a hundred: {verdict}.",
-    f"- From K = {K}, NMS leaves on average {mean_left[K, True]:.0f} boxes in training (crossing boxes removed) and "
-    f"{mean_left[K, False]:.0f} in testing (clipped); N caps both at {config.rpn_post_nms_train} and {N}.",
+    f"- From K = {K}, NMS leaves on average {mean_left[K, True]:.0f} boxes in training and "
+    f"{mean_left[K, False]:.0f} in testing; N caps both at {config.rpn_post_nms_train} and {N}.",
 ]
 Markdown("\n".join(lines))
 
@@ -821,7 +913,7 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # Which objects are missed? We split the validation objects into thirds by size (square root of the area), and by whether they touch the
-# image's border, since anchors across the border were never trained.
+# image's border, where the anchors that would fit best reach beyond the image.
 
 # %%
 every = torch.cat([t["boxes"] for t in objects])
@@ -855,8 +947,8 @@ report.markdown(rows)
 
 # %% [markdown]
 # The objects that the proposals cover worst, each with its best proposal. Below each picture: the IoU, the object's size, and
-# whether it touches the border. Typical reasons: the object is smaller than the smallest anchor, it is cut off by the border (the
-# anchors that would fit it best cross the border, and those are never positive), or its shape is far from 1:2, 1:1 and 2:1.
+# whether it touches the border. Typical reasons: the object is smaller than the smallest anchor, it is half hidden or cut off by the
+# border, or its shape is far from 1:2, 1:1 and 2:1.
 
 # %%
 best_iou = torch.cat(
@@ -942,7 +1034,9 @@ print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("03_*"
 # - Training evaluates it only at the $M$ sampled anchors, and its BatchNorm describes those; inference runs it densely. The same numbers
 #   come out.
 # - Both losses are sums divided by the same $M$; PyTorch's own means would not be.
-# - Post-processing: decode, remove or clip, top $K$, NMS, top $N$; both were read off a recall curve.
+# - Which negatives it sees decides what it learns: drawn as printed, the upper levels learn "always yes"; crossing anchors kept and
+#   negatives drawn in turn from all levels mend it.
+# - Post-processing: decode, clip, top $K$, NMS, top $N$; both were read off a recall curve.
 
 # %% [markdown]
 # ## Exercises

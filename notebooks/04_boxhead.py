@@ -641,9 +641,8 @@ show(boxhead.box_loss)
 # ## Train, or load what was trained
 
 # %% [markdown]
-# The RPN and the backbone stay frozen; only the box head learns. A finished stage is kept. What comes out of frozen parts never
-# changes: a stage of more than a few epochs therefore keeps what it samples from on disk (`lib/cache.py`), and its later epochs draw new
-# minibatches from there without touching the backbone.
+# The RPN and the backbone stay frozen; only the box head learns, from the backbone's maps that the RPN's stage has left on disk. A finished
+# stage is kept.
 
 # %%
 train_until("boxhead", config, DATA, WEIGHTS)
@@ -841,7 +840,8 @@ _ = runtime.save_figure(fig, "04_refined")
 # ## From refined boxes to detections: the post-processing of §6.5
 #
 # **In testing:** clip; drop the boxes whose most probable class is background; keep the $K'$ best; NMS *within each class*; keep the $N'$
-# best. **While the mask head learns:** drop what crosses the boundary; keep the boxes with IoU above 0.5 with some object; then the same three steps.
+# best. **While the mask head learns:** drop what crosses the boundary (as printed; with the config's `cross_boundary="clip"` it is cut at the
+# edge); keep the boxes with IoU above 0.5 with some object; then the same three steps.
 
 # %% [markdown]
 # Why within each class? A person on a horse are two objects with one overlapping box each: neither may suppress the other. By hand on three
@@ -876,6 +876,7 @@ def naive_detections(logits, deltas, given, target=None):
             box, keep = boxes.clip(box, *content), p[label] > p[0]
             keep = keep and (box[2:] - box[:2]).min() >= boxes.MIN_SIZE
         else:
+            box = boxes.clip(box, *content) if config.cross_boundary == "clip" else box
             overlap = boxes.iou_matrix(box[None], target["boxes"])[0]
             keep = boxes.inside(box, *content) and bool((overlap > config.mask_positive_iou).any())
         if keep:

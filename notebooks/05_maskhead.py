@@ -88,7 +88,7 @@ from IPython.display import Code
 from torch.testing import assert_close
 
 from lib import boxhead, draw, maskhead, stages
-from lib.boxes import inside, iou_matrix, scale_boxes
+from lib.boxes import clip, inside, iou_matrix, scale_boxes
 from lib.checkpoint import load_model
 from lib.config import CLASS_NAMES
 from lib.data import CourseDataset, collate, prepare
@@ -162,7 +162,8 @@ for ax, title in zip(axes, ("an object and its box", "its mask, cut to the box",
 # box head is still unsure. So §6.5 has a rule of its own for training. Of all boxes that the box head makes out of the
 # proposals
 #
-# 1. remove those that cross the image's boundary,
+# 1. remove those that cross the image's boundary (as printed; with `cross_boundary="clip"`, which both profiles have, they are cut at
+#    the edge instead, as in testing),
 # 2. keep those with $\mathrm{IoU} > 0.5$ with some object,
 # 3. keep the $K'$ best by score,
 # 4. NMS, for each predicted class on its own,
@@ -255,7 +256,7 @@ show(boxhead.refine_for_training, boxhead._top)
 
 # %% [markdown]
 # Deltas of zero leave a proposal where it is, and the logarithm of a probability is a logit that softmax turns back into
-# it. So the six boxes can be fed to the real function.
+# it. So the six boxes can be fed to the real function, set as the sheet prints it.
 
 # %%
 chosen = boxhead.refine_for_training(
@@ -264,7 +265,7 @@ chosen = boxhead.refine_for_training(
     [candidates],
     [{"boxes": objects, "labels": torch.tensor([2, 1])}],
     (100, 100),
-    config,
+    config.replace(cross_boundary="remove"),
 )[0]
 assert_close(chosen["boxes"], candidates[kept])
 assert chosen["labels"].tolist() == [2, 2, 1] and chosen["matched"].tolist() == [0, 0, 1]
@@ -668,6 +669,7 @@ def funnel(proposals, outputs, chosen, targets, content):
     left = torch.zeros(4)
     groups = boxhead._best_class(*outputs, proposals)
     for (boxes, *_), target, final in zip(groups, targets, chosen, strict=True):
+        boxes = clip(boxes, *content) if config.cross_boundary == "clip" else boxes
         within = inside(boxes, *content)
         on_object = within & (iou_matrix(boxes, target["boxes"]) > config.mask_positive_iou).any(dim=1)
         left += torch.tensor([len(boxes), within.sum(), on_object.sum(), len(final["boxes"])])
@@ -776,14 +778,14 @@ print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 # %% [markdown]
 # ## Train, or load what was trained
 #
-# The stage holds no more than the two halves seen above. `candidates` runs the frozen parts and makes the targets, `gather` pools
-# the features; `loss` runs the head on them.
+# The stage holds no more than the two halves seen above. `sample` runs the frozen parts, makes the targets and pools the features;
+# `loss` runs the head on them.
 
 # %%
-show(stages.MaskHeadStage, stages.mask_candidates, stages.gather_masks)
+show(stages.MaskHeadStage, stages.mask_samples)
 
 # %% [markdown]
-# Finished stages are kept, missing ones trained: this cell takes minutes the first time and no time the second.
+# Finished stages are kept, missing ones trained: this cell takes a minute or two the first time and no time the second.
 
 # %%
 train_until("maskhead", config, DATA, WEIGHTS)

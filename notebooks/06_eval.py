@@ -315,9 +315,9 @@ print({name: round(value, 4) for name, value in recalls.items()})
 # %% [markdown]
 # ## The idea of joint fine-tuning
 #
-# So far every part learnt with all earlier parts frozen (§4 to §7). Frozen parts cannot answer: the backbone was shaped
-# by the RPN's question alone (object or not?), and the heads had to make do with its features. §8 lets all parts learn at
-# once, with the sum of all losses:
+# So far every part learnt with all earlier parts frozen (§4 to §7). Frozen parts cannot answer: the backbone never saw these
+# images while it learnt, the RPN never heard what the heads made of its proposals. §8 lets all parts learn at once, with the
+# sum of all losses:
 #
 # $$L = \underbrace{L_{cls} + L_{reg}}_{\text{RPN}} + \underbrace{L_{cls} + \lambda L_{reg}}_{\text{box head}} +
 # L_{mask}$$
@@ -345,8 +345,6 @@ report.markdown(
 )
 
 # %% [markdown]
-# - **Objects at the border.** An object that the image's edge cuts off has few anchors inside the image, and no proposal that
-#   reaches beyond it survives §4.6. With `cross_boundary=clip` all anchors take part, and boxes are cut at the edge as in testing.
 # - **Smooth L1 with β = 0.1.** With β = 1 every error below 1 is squared: one of a tenth of the box's width hardly pulls.
 # - **More boxes an object for the mask head.** In the stages, NMS at 0.5 leaves one or two boxes an object to learn masks from;
 #   here it removes only what overlaps by more than 0.9, so that a mask is learnt in many slightly different frames.
@@ -598,10 +596,9 @@ _ = runtime.save_figure(fig, "06_ap_by_size")
 # shift of two pixels costs them a large part of their IoU.
 
 # %% [markdown]
-# ## On real images: detections of the test split
+# ## Detections of the test split
 #
-# The first eight images of the test split as they come, none picked; detections with a score of at least 0.5. They are put
-# together from what the model said above.
+# They are put together from what the model said above.
 
 # %%
 def detections_of(results, image):
@@ -617,21 +614,6 @@ def detections_of(results, image):
 
 
 found = [detections_of(said["joint"], image) for image in test_set.indices]
-
-# %% [markdown]
-# This is also the picture of the project's README.
-
-# %%
-fig, axes = plt.subplots(2, 4, figsize=(14, 5.6), layout="constrained")
-for ax, n in zip(axes.flat, range(min(8, len(test_set))), strict=False):
-    draw.detections(draw.image(ax, test_set[n][0]), found[n], CLASS_NAMES, threshold=0.5)
-for ax in axes.flat:
-    ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "06_detections")
-
-
-# %% [markdown]
-# Look for three things: objects without a box, boxes without an object, and masks that spill over or stop short.
 
 # %% [markdown]
 # ## What it gets right and what it gets wrong
@@ -698,7 +680,37 @@ qualities = [quality(f, t) for f, t in zip(confident, targets, strict=True)]
 order = sorted((n for n in range(len(test_set)) if len(targets[n]["boxes"])), key=lambda n: -qualities[n])
 
 # %% [markdown]
-# Four of the best, four from the middle, four of the worst. True outlines in red-orange, detections filled in the
+# The picture of the project's README: the first five images of the test split as they come, none picked, and the three
+# worst of all. Above the ground truth, dashed; below what was found with a score of at least 0.5, filled in the colour of its
+# class, and what became of it.
+
+# %%
+SHOWN = [*range(min(5, len(test_set))), *order[-3:]]
+
+
+def fate(n):
+    """The kinds of an image's detections and missed objects, in words."""
+    kinds = kinds_of(confident[n], targets[n])
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing to find"
+
+
+fig, axes = plt.subplots(4, 4, figsize=(14, 11.2), layout="constrained")
+for ax in axes.flat:
+    ax.axis("off")
+for k, n in enumerate(SHOWN):
+    above, below = axes[2 * (k // 4) : 2 * (k // 4) + 2, k % 4]
+    draw.masks(draw.image(above, test_set[n][0]), targets[n]["masks"], kind="truth", alpha=0.2)
+    names = [CLASS_NAMES[label] for label in targets[n]["labels"].tolist()]
+    draw.boxes(above, targets[n]["boxes"], "truth").set_title("true: " + ", ".join(names), fontsize=10)
+    draw.detections(draw.image(below, test_set[n][0]), confident[n], CLASS_NAMES).set_title(fate(n), fontsize=10)
+    above.axis("on"), below.axis("on")
+_ = runtime.save_figure(fig, "06_detections")
+
+# %% [markdown]
+# Look for three things: objects without a box, boxes without an object, and masks that spill over or stop short.
+
+# %% [markdown]
+# Four of the best, four from the middle, four of the worst. True outlines dashed in red-orange, detections filled in the
 # colour of their class.
 
 # %%
