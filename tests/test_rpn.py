@@ -250,9 +250,9 @@ def test_negatives_come_from_all_levels_alike(config):
     counts = [3 * h * w for h, w in GRIDS]
     levels = torch.arange(5).repeat_interleave(torch.tensor(counts)).repeat(2)
     labels = torch.zeros(2, sum(counts), dtype=torch.long)
-    drawn = sample_anchors(labels, pyramid(), config)
+    drawn = sample_anchors(labels, GRIDS, config)
     assert counts[3:] == [36, 12] and levels[drawn].bincount().tolist() == [13, 13, 13, 13, 12]
-    uniform = [sample_anchors(labels, pyramid(), config.replace(rpn_negatives="uniform")) for _ in range(8)]
+    uniform = [sample_anchors(labels, GRIDS, config.replace(rpn_negatives="uniform")) for _ in range(8)]
     assert levels[torch.cat(uniform)].bincount(minlength=5)[0] > 0.65 * 8 * 64  # three quarters of all anchors
 
 
