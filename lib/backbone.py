@@ -60,7 +60,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
     """Copy a file's trunk and pyramid, stored in half precision, into the backbone; ValueError where they don't fit."""
     if not path.is_file():
         raise ValueError(
-            f"the backbone's weights {path} are missing: restore the file (`git checkout {path.name}`), make it with "
+            f"the backbone's weights {path} are missing: restore the file (`git checkout {path}`), make it with "
             "`python -m lib.pretrain`, or set backbone_weights=none"
         )
     try:

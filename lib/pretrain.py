@@ -9,16 +9,16 @@ a twentieth of the run; `--continues FILE` starts from an earlier run's backbone
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -60,6 +60,9 @@ class SceneStream(Dataset):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __str__(self) -> str:
+        return f"an epoch's share of the scenes of seed {self.seed}"
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         number = self.epoch * len(self) + i
@@ -114,14 +117,24 @@ def save_backbone(model: MaskRCNN, path: Path, record: dict) -> None:
 
 
 def read_record(path: Path) -> dict[str, str]:
-    """What made a backbone's file: `config`, `seeds`, `images_seen`, `scores`, `machine`, `date`."""
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+    """What made a backbone's file: `config`, `seeds`, `images_seen`, `scores`, `machine`, `date`; ValueError for a file
+    of another origin.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            record = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as a backbone's file: {error}") from None
+    if missing := {"seeds", "images_seen"} - record.keys():
+        raise ValueError(f"{path} was not written by lib.pretrain: it has no {min(missing)}")
+    return record
 
 
 @command_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.pretrain", description="Make the backbone of the demo profile.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.pretrain", description="Make the backbone of the demo profile."
+    )
     parser.add_argument("--images", type=int, default=40000, help="scenes to learn from, each seen once")
     parser.add_argument("--out", type=Path, default=root() / "weights" / "scenes_backbone.safetensors")
     parser.add_argument("--folder", type=Path, default=None, help="for checkpoints (default: weights/pretraining)")
@@ -133,17 +146,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = json.loads(before["seeds"])
     if len(seeds) >= len(PRETRAINING_SEEDS) - 2:
         raise ValueError(f"{args.continues} has seen all {len(seeds)} pretraining seeds: start anew")
-    model = pretrain(config, args.images, len(seeds), args.folder or paths().weights / "pretraining", args.continues)
+    config = config.replace(seed=config.seed + len(seeds))  # so that no other run's checkpoint is gone on from
+    folder = args.folder or paths().weights / "pretraining"
+    model = pretrain(config, args.images, len(seeds), folder, args.continues)
     scores = evaluate_model(model, SceneStream(PRETRAINING_SEEDS[-1], HELD_OUT))
+    per_epoch, batch = args.images // config.joint_epochs, config.joint_batch_size
+    processor = platform.processor() or platform.machine()
     record = {
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": config.to_json(),
         "seeds": json.dumps([*seeds, PRETRAINING_SEEDS[len(seeds)]]),
-        "images_seen": int(before["images_seen"]) + args.images,
+        "images_seen": int(before["images_seen"]) + config.joint_epochs * (per_epoch - per_epoch % batch),
         "scores": json.dumps(scores),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
     save_backbone(model, args.out, record)
+    shutil.rmtree(folder / "joint.resume", ignore_errors=True)
     print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB, {fingerprint(args.out)})")
     print(f"box AP {scores['box']['AP']:.3f}, mask AP {scores['mask']['AP']:.3f} on {HELD_OUT} held-out scenes")
 
