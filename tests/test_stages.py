@@ -39,7 +39,7 @@ def near(boxes: torch.Tensor, count: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("rpn_trains", ["none", "all"])
 def test_what_learns_and_what_stays(tiny_model, batch, name, rpn_trains):
-    model = tiny_model(rpn_trains=rpn_trains, flip_probability=0.0)
+    model = tiny_model(rpn_trains=rpn_trains, trunk_batchnorm="trained", flip_probability=0.0)
     stage = STAGE_CLASSES[name](model)
     learns = LEARNS[name] | ({"backbone"} if name == "rpn" and rpn_trains == "all" else set())
     before = {k: v.clone() for k, v in model.state_dict().items()}

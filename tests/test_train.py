@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,6 +17,7 @@ from lib.config import STAGES
 from lib.data import CourseDataset
 from lib.evaluate import evaluate_model
 from lib.history import read_history, write_history
+from lib.maskrcnn import MaskRCNN
 from lib.runtime import root
 from lib.train import main, train_stage, warmup_cosine
 
@@ -95,14 +97,14 @@ def test_a_finished_stage_is_kept(trained, scenes, short, capsys):
 
 def interrupt_after(monkeypatch, epochs: int):
     """Stop the training with Ctrl-C once so many epochs are done."""
-    whole = train._Run.epoch
+    whole = train.Run.epoch
 
     def epoch(run, number):
         if number == epochs:
             raise KeyboardInterrupt
         return whole(run, number)
 
-    monkeypatch.setattr(train._Run, "epoch", epoch)
+    monkeypatch.setattr(train.Run, "epoch", epoch)
 
 
 def test_going_on_after_an_interruption_gives_the_same_weights(trained, scenes, short, tmp_path, monkeypatch, capsys):
@@ -153,7 +155,7 @@ def test_history_round_trip(tmp_path):
     ],
 )
 def test_the_command_says_what_is_wrong(scenes, tmp_path, arguments, message):
-    extra = ["val_fraction=0.25", "test_fraction=0.25", "trunk_epochs=0"]
+    extra = ["val_fraction=0.25", "test_fraction=0.25", "backbone_weights=none"]
     command = [*arguments, "--data", str(scenes), "--weights", str(tmp_path)]
     command += [] if "--set" in arguments else ["--set", *extra]
     with pytest.raises(SystemExit, match=message):
@@ -166,41 +168,37 @@ def test_missing_data(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize("cached", [False, True])
-def test_two_processes(scenes, tmp_path, short, cached):
-    """The same command under torchrun: two share the batches and a cache's entries, one writes."""
-    fields = {"image_height": 96, "image_width": 126, "fpn_channels": 16, "mixed_precision": "no", "trunk_epochs": 0}
+@pytest.mark.parametrize("stored", [False, True])
+def test_two_processes(scenes, tmp_path, stored):
+    """The same command under torchrun: two share the batches and the stored maps' entries, one writes."""
+    fields = {"image_height": 96, "image_width": 126, "fpn_channels": 16, "mixed_precision": "no"}
     fields |= {"anchor_scales": "(8,16,32,64,96)", "rpn_post_nms_test": 20, "rpn_batch_samples": 32}
-    fields |= {"rpn_trains": "none", "flip_probability": 0.0} if cached else {}
-    overrides = [f"{k}={v}" for k, v in fields.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "lib.train",
-    ]
-    command += [
-        "rpn",
-        "--data",
-        str(scenes),
-        "--weights",
-        str(tmp_path),
-        "--epochs",
-        str(1 + cached),
-        "--batch-size",
-        "2",
-    ]
+    fields |= {"backbone": "resnet18", "backbone_weights": "none", "store_features": stored}
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m lib.train rpn".split()
+    command = [sys.executable, *torchrun, "--epochs", str(1 + stored), "--batch-size", "2"]
+    command += ["--data", str(scenes), "--weights", str(tmp_path), "--set", *(f"{k}={v}" for k, v in fields.items())]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, "--set", *overrides], cwd=root(), env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run(command, cwd=root(), env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert (
-        f"on 2 x cpu: {1 + cached} steps" in result.stdout and result.stdout.count("rpn: wrote") == 1
-    )  # 6 images in whole steps of 2 x 2
-    assert result.stdout.count("never touch the backbone") == cached
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rpn.safetensors", "rpn_history.csv"]
+    steps = f"on 2 x cpu: {1 + stored} steps"  # an epoch: 6 images in whole steps of 2 x 2
+    assert steps in result.stdout and result.stdout.count("rpn: wrote") == 1
+    assert result.stdout.count("go through the frozen backbone once") == stored
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["features"] * stored + ["rpn.safetensors", "rpn_history.csv"]
+    if stored:
+        maps = np.fromfile(tmp_path / "features" / "train", np.float16).reshape(12, -1)
+        assert np.isfinite(maps).all() and maps.any(axis=1).all()  # each process has computed its share
+
+
+class Stream(CourseDataset):
+    """A data set that remembers the epochs that it is told."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs = [*getattr(self, "epochs", []), epoch]
+
+
+def test_a_data_set_is_told_each_epoch(scenes, short, tmp_path):
+    data = Stream(scenes, "train", short)
+    training = train.Run("rpn", short, data, CourseDataset(scenes, "val", short), tmp_path, lambda: MaskRCNN(short))
+    training.train()
+    assert sorted(set(data.epochs)) == [0, 1]
