@@ -1,11 +1,12 @@
 # `make run`   the built-in scenes, then the six notebooks: outputs, weights/demo/, figures/
 # `make test`  lint, format and all tests
+# `make soak`  the tests that train, from five seeds and with each of three sets of the processor's instructions
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))
 
-.PHONY: run test lint format badges clean clean-cache clean-weights
+.PHONY: run test soak lint format badges clean clean-cache clean-weights
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: requirements.txt
@@ -22,6 +23,12 @@ run: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Rounding differs from one processor to the next, and a training carries it on: a limit must hold for all.
+soak: $(VENV)/.installed-dev
+	for kind in default avx2 ""; do \
+		env $${kind:+ATEN_CPU_CAPABILITY=$$kind} $(BIN)/python -m pytest -m trains --training-seeds 5 || exit 1; \
+	done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,8 +48,8 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-clean-cache: $(VENV)/.installed
-	$(BIN)/python -m lib.features --remove
+clean-cache:
+	rm -rf data/*/features
 
 clean-weights:
 	rm -rf weights/demo

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 CLASS_NAMES = ("background", "vehicle", "person", "animal")
 NUM_CLASSES = len(CLASS_NAMES) - 1  # C: the classes of objects, background not counted
-PRETRAINING_SEEDS = range(2**20, 2**20 + 16)  # of the scenes that the demo's backbone has seen: no data set may hold them
+PRETRAINING_SEEDS = range(
+    2**20, 2**20 + 16
+)  # of the scenes that the demo's backbone has seen: no data set may hold them
 STAGES = ("rpn", "boxhead", "maskhead", "joint")  # in the order in which they are trained
 _CHOICES = {name: ("none", "fpn", "all") for name in ("rpn_trains", "joint_trains")}
 _CHOICES |= {"cross_boundary": ("remove", "clip"), "rpn_negatives": ("uniform", "balanced")}

@@ -1,16 +1,14 @@
-"""The frozen backbone's maps of all images, computed once for the three stages that start from them;
-`python -m lib.features --remove`.
+"""The frozen backbone's maps of all images, computed once for the three stages that start from them.
 
     N images of a split    V variants of an image: as it is and, where training mirrors images, mirrored
     E = V N entries, entry v N + i being variant v of image i    C channels    S cells of the five maps together
 
 A split is one memory-mapped file (E, S C) in half precision: of each entry the maps P2 ... P6 one after the other,
-cell by cell, the channels of a cell side by side. It lies in `features/` beside the stages' weights with a key of all
+cell by cell, the channels of a cell side by side. It lies in `features/` beside the data's four files with a key of all
 that it depends on: the backbone's weights, the frame, the precision, size and time of the data files, and the split.
 Where the key differs or a file is missing, they are computed again, so that the same command gives the same weights.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -29,7 +27,7 @@ from lib.anchors import pyramid_grids
 from lib.config import Config
 from lib.data import FILES, FRAME, CourseDataset, collate, flip_targets, preprocess_images, preprocess_targets
 from lib.fast import fold_batchnorm
-from lib.runtime import DRIVE, command_errors, paths
+from lib.runtime import DRIVE
 
 LOCAL = Path(tempfile.gettempdir()) / "maskrcnn"
 LEFT_FREE = 2**30  # bytes of the disk that stay free
@@ -64,12 +62,12 @@ class StoredFeatures(Dataset):
 
 
 def stored_features(
-    backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, weights: Path, accelerator: Accelerator
+    backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, home: Path, accelerator: Accelerator
 ) -> dict[str, StoredFeatures]:
     """The stored maps of the `train` and `val` split, computed now unless they are there. To be called by all
-    processes: each computes its share. Raises ValueError where the disk has too little room.
+    processes: each computes its share. `home` is the data folder. Raises ValueError where the disk has too little room.
     """
-    folder, key = features_folder(weights), features_key(backbone, datasets, config, accelerator.mixed_precision)
+    folder, key = features_folder(home), features_key(backbone, datasets, config, accelerator.mixed_precision)
     mirrored = {"train": config.flip_probability > 0, "val": False}
     entries = {split: (1 + mirrored[split]) * len(data) for split, data in datasets.items()}
     cells = sum(rows * columns for rows, columns in pyramid_grids(config.padded_size))
@@ -89,10 +87,10 @@ def stored_features(
     }
 
 
-def features_folder(weights: str | Path) -> Path:
-    """Beside the stages' weights; where these lie in Google Drive, on the machine's own disk."""
-    weights = Path(weights).resolve()
-    return (LOCAL / weights.name if weights.is_relative_to(DRIVE) else weights) / "features"
+def features_folder(data: str | Path) -> Path:
+    """Beside the data set's files; where these lie in Google Drive, on the machine's own disk."""
+    data = Path(data).resolve()
+    return (LOCAL / data.name if data.is_relative_to(DRIVE) else data) / "features"
 
 
 def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, precision: str) -> str:
@@ -166,20 +164,3 @@ def remove(folder: Path) -> int:
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     shutil.rmtree(folder, ignore_errors=True)
     return freed
-
-
-@command_errors()
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.features", description="Remove the stored maps that unfinished stages have left on disk."
-    )
-    parser.add_argument("--remove", action="store_true", required=True, help="delete them")
-    parser.add_argument("--weights", type=Path, default=None, help="folder of the stages (default: all in weights/)")
-    args = parser.parse_args(argv)
-    folders = [args.weights] if args.weights else sorted(path for path in paths().weights.iterdir() if path.is_dir())
-    freed = sum(remove(features_folder(folder)) for folder in folders)
-    print(f"removed {freed / 1e9:.2f} GB")
-
-
-if __name__ == "__main__":
-    main()

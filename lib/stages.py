@@ -32,7 +32,6 @@ class Stage(nn.Module):
     """
 
     name: str
-    before: tuple[str, ...]  # the parts of the model that it samples from
 
     def __init__(self, model: MaskRCNN):
         super().__init__()
@@ -92,7 +91,6 @@ class RPNStage(Stage):
     """The RPN, with as much of the backbone as `config.rpn_trains` says."""
 
     name = "rpn"
-    before = ("backbone",)
 
     def learning_modules(self) -> list[nn.Module]:
         return [
@@ -114,7 +112,6 @@ class BoxHeadStage(Stage):
     """The box head on sampled proposals of the frozen RPN."""
 
     name = "boxhead"
-    before = ("backbone", "rpn")
 
     def learning_modules(self) -> list[nn.Module]:
         return [self.model.box_head]
@@ -136,7 +133,6 @@ class MaskHeadStage(Stage):
     """The mask head on the boxes that the frozen box head refines (§6.5, in training)."""
 
     name = "maskhead"
-    before = ("backbone", "rpn", "box_head")
 
     def learning_modules(self) -> list[nn.Module]:
         return [self.model.mask_head]
@@ -161,7 +157,6 @@ class JointStage(Stage):
     """
 
     name = "joint"
-    before = ("backbone", "rpn", "box_head")
 
     def learning_modules(self) -> list[nn.Module]:
         model = self.model

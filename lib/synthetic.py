@@ -1,17 +1,17 @@
 """Made-up scenes in the four-course-file format, so that everything runs before any photograph is there.
 
-    python -m lib.synthetic --out data/synthetic --images 1500 --seed 0
+    python -m lib.synthetic --out data/synthetic --images 1000 --seed 0
 
 A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
-something in front of them. `lib.synthetic_shapes` has the figures; here they are posed, painted, laid out and written.
+something in front of them. `lib.synthetic_shapes` has the figures, `lib.synthetic_layout` says which boxes they fill; here
+they are placed, painted and written.
 
     G  objects in a scene    H x W  300 x 400, the frame of all boxes and masks, in its pixels
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -20,34 +20,19 @@ from tqdm import tqdm
 
 from lib import synthetic_shapes as shapes
 from lib.boxes import mask_to_box
+from lib.config import PRETRAINING_SEEDS
 from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, CourseWriter
 from lib.runtime import command_errors
-from lib.synthetic_shapes import FIGURES, Part, pick, posed
+from lib.synthetic_layout import AT_BORDER, SIZE, box_iou, draw_boxes, draw_labels
+from lib.synthetic_shapes import FIGURES, Part, Rng, pick, posed
 
-Rng = np.random.Generator
-SIZE, FRAME_AREA = (IMAGE_WIDTH, IMAGE_HEIGHT), IMAGE_WIDTH * IMAGE_HEIGHT
-
-# The course's own statistics. By label: percentiles of the scales and aspect ratios (width / height) of the boxes, the
-# share of boxes at the border in each quarter of the scales; for the notebooks areas as shares of the image.
-STATISTICS = shapes.read_statistics()
-PERCENTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-SCALES, ASPECTS, BORDER = (
-    [(), *(STATISTICS[f"{name}-{label}"] for label in ("vehicle", "person", "animal"))]
-    for name in ("scale", "aspect", "border")
-)
-KINDS = [(1,), (2,), (3,), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]  # the labels of an image
-KIND_SHARES = np.concatenate([STATISTICS["one"], STATISTICS["two"]]) / 3265
-SIDE_SHARES = STATISTICS["sides"] / STATISTICS["sides"].sum()
-GAPS = STATISTICS["left-gap"], STATISTICS["top-gap"]
-
+FRAME_AREA = IMAGE_WIDTH * IMAGE_HEIGHT
 OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
-CORRELATION = 0.55  # of the scale of an object with its aspect ratio, and with the scale of the other object
-AT_BORDER = 2  # pixels: a box that ends at most so far from the border is at the border
 MIN_VISIBLE = 0.42  # the share of an object's pixels in the image that what stands in front must leave
 MIN_FIT = 0.75  # the least IoU of an object's visible box with the box that was drawn for it
 MIN_SIDE = 14  # of an object's box
 SUPERSAMPLING = 2
-NORMAL, SOLID = NormalDist(), [0] * 128 + [255] * 128
+SOLID = [0] * 128 + [255] * 128
 SHADOW = Image.radial_gradient("L").point(lambda distance: max(0, 150 - distance))
 
 
@@ -146,57 +131,6 @@ def _surface(role: str, height: int, rng: Rng) -> Image.Image:
     return _lit(Image.new("RGB", size, tuple(np.clip(muted, 0, 255).astype(int).tolist())), gain)
 
 
-def quantile(table: Sequence[float], rank: float | np.ndarray) -> np.ndarray:
-    """The value at a rank in [0, 1] of a distribution with the `PERCENTILES` of the table, log-linear between them."""
-    return np.exp(np.interp(rank, PERCENTILES, np.log(table)))
-
-
-def draw_boxes(labels: Sequence[int], rng: Rng) -> np.ndarray:
-    """Boxes (G, 4) for objects of these classes, with the course's scales, shapes, places and overlaps."""
-    shared = np.sqrt(CORRELATION) * rng.normal()
-    tries = 4 if len(labels) == 2 and labels[0] == labels[1] else 1
-    places = np.stack(
-        [np.concatenate([_draw_places(*_draw_shape(label, shared, rng), rng) for _ in range(tries)]) for label in labels]
-    )
-    if len(labels) == 1:
-        return places[:, 0]
-    name = "same" if labels[0] == labels[1] else "different"
-    wanted = rng.random() < STATISTICS["overlap"][int(name == "different")]
-    iou = _iou(*places)
-    distance = np.abs(iou - (np.interp(rng.random(), PERCENTILES, STATISTICS[f"iou-{name}"]) if wanted else 0))
-    return places[:, np.argmin(distance)]
-
-
-def _draw_shape(label: int, shared: float, rng: Rng) -> tuple[np.ndarray, int | None]:
-    """The (w, h) of a box, and the side of the image that it is at, numbered like xyxy, or None."""
-    z = shared + np.sqrt(1 - CORRELATION) * rng.normal()
-    rank, aspect_rank = map(NORMAL.cdf, (z, rng.normal()))
-    scale, aspect = quantile(SCALES[label], rank), quantile(ASPECTS[label], aspect_rank)
-    at_border = rng.random() < BORDER[label][int(4 * rank)]
-    side = int(rng.choice(4, p=SIDE_SHARES)) if at_border else None
-    w, h = np.subtract(SIZE, 0 if at_border else 2 * AT_BORDER + 2)
-    scale = min(scale, np.sqrt(w * h))
-    aspect = np.clip(aspect, (scale / h) ** 2, (w / scale) ** 2)
-    return scale * np.sqrt((aspect, 1 / aspect)), side
-
-
-def _draw_places(size: np.ndarray, side: int | None, rng: Rng) -> np.ndarray:
-    """150 boxes (150, 4) in whole pixels of a size (w, h) at that side of the image, or at none."""
-    margin = AT_BORDER + 1 if side is None else 0
-    room = np.maximum(np.subtract(SIZE, 2 * margin) - size, 0)
-    start = margin + room * np.stack([quantile(gap, rng.random(150)) for gap in GAPS], axis=1)
-    if side is not None:
-        start[:, side % 2] = room[side % 2] if side > 1 else 0
-    return np.round(np.concatenate([start, start + size], axis=1))
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The IoU (...) of boxes (..., 4)."""
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    both, (area, other) = np.maximum(sides, 0).prod(-1), ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
-    return both / (area + other - both)
-
-
 def place_object(label: int, box: np.ndarray, rng: Rng) -> Figure:
     """An object of the class that fills the box (4,); where the box is at the border, the border cuts it off."""
     cut = np.concatenate([box[:2] <= AT_BORDER, box[2:] >= np.subtract(SIZE, AT_BORDER)])
@@ -245,7 +179,7 @@ def place_front(hidden: Figure, rng: Rng) -> Figure:
 
 def layout(rng: Rng) -> tuple[np.ndarray, list[Figure], list[Figure], np.ndarray, np.ndarray]:
     """Labels (G,), objects from the back, what stands before them, masks (G, H, W), tight boxes (G, 4), unpainted."""
-    labels = rng.permutation(KINDS[rng.choice(len(KINDS), p=KIND_SHARES)])
+    labels = draw_labels(rng)
     in_front = rng.random() < 0.15
     while True:
         targets = draw_boxes(labels, rng)
@@ -276,7 +210,7 @@ def _can_be_seen(mask: np.ndarray, figure: Figure, target: np.ndarray) -> bool:
     if np.count_nonzero(mask) < max(1, MIN_VISIBLE * np.count_nonzero(_solid(figure))):
         return False
     box = mask_to_box(mask)
-    return bool(_iou(box, target) >= MIN_FIT and (box[2:] - box[:2]).min() >= MIN_SIDE)
+    return bool(box_iou(box, target) >= MIN_FIT and (box[2:] - box[:2]).min() >= MIN_SIDE)
 
 
 def scene(rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -308,6 +242,10 @@ def write_scenes(out: str | Path, images: int, seed: int) -> None:
     """Write scenes as the course files of `out`; image i depends on `seed` and i alone. ValueError where some exist."""
     if images < 1 or seed < 0:
         raise ValueError(f"{images} images of seed {seed}: ask for 1 image or more and a seed of 0 or more")
+    if seed in PRETRAINING_SEEDS:
+        raise ValueError(
+            f"the demo's backbone has seen the scenes of seed {seed}: take one below {PRETRAINING_SEEDS[0]}"
+        )
     if taken := [path for name in FILES.values() if (path := Path(out) / name).exists()]:
         raise ValueError(f"{taken[0]} exists already: choose another folder, or move its four files away")
     with CourseWriter(out) as writer:
@@ -319,7 +257,7 @@ def write_scenes(out: str | Path, images: int, seed: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m lib.synthetic", description="Write scenes as course files.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
-    parser.add_argument("--images", type=int, default=1500, help="how many scenes (default 1500)")
+    parser.add_argument("--images", type=int, default=1000, help="how many scenes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
     write_scenes(**vars(parser.parse_args(argv)))
 

@@ -96,13 +96,6 @@ def _read_figures() -> dict[str, list[str]]:
     return figures
 
 
-def read_statistics() -> dict[str, np.ndarray]:
-    """The rows of `course_statistics.txt` by their names."""
-    lines = Path(__file__).with_name("course_statistics.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.split() for line in lines if line and line[0] != "#"]
-    return {name: np.array(values, float) for name, *values in rows}
-
-
 SHAPES = {
     "rect": lambda v: [v[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)],
     "oval": lambda v: [oval(*v)],

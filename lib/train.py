@@ -87,7 +87,7 @@ class Run:
         self.unfinished = None if restart else self._unfinished()
         if config.store_features and stage.frozen_backbone:
             data = {"train": train, "val": val}
-            train, val = stored_features(stage.model.backbone, data, config, weights, self.accelerator).values()
+            train, val = stored_features(stage.model.backbone, data, config, train.folder, self.accelerator).values()
         learning = [p for p in stage.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr, weight_decay=config.weight_decay, fused=True)
         self.stage, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
@@ -206,7 +206,7 @@ class Run:
             path = save_stage(self.model, self.weights, self.name, scores)
             shutil.rmtree(self._resume_folder, ignore_errors=True)
             print(f"{self.name}: wrote {path}")
-            if self.name in _NEEDS_MASKS and (freed := remove(features_folder(self.weights))):
+            if self.name in _NEEDS_MASKS and (freed := remove(features_folder(self.train_data.folder))):
                 print(f"features: removed {freed / 1e9:.2f} GB that no later stage reads")
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()

@@ -85,7 +85,8 @@ import torch.nn.functional as F
 from IPython.display import Markdown, display
 from torch.testing import assert_close
 
-from lib import data, draw, report, safe_npy, synthetic
+from lib import data, draw, report, safe_npy
+from lib import synthetic_layout as layout
 from lib.anchors import LEVELS, pyramid_grids
 from lib.boxes import area, flip_boxes
 from lib.config import CLASS_NAMES
@@ -629,8 +630,9 @@ for label, name in enumerate(CLASS_NAMES[1:], start=1):
     of_class = share[labels == label]
     areas = np.percentile(of_class, PERCENTILES).tolist() if len(of_class) else [None] * len(PERCENTILES)
     rows.append(statistics_row("this", name, len(of_class), len(of_class) / len(labels), areas))
-    course_share = synthetic.CLASS_SHARES[label - 1]
-    rows.append(statistics_row("course", name, round(3843 * course_share), course_share, synthetic.AREAS[label]))
+    course_share = layout.CLASS_SHARES[label - 1]
+    course_areas = (layout.SCALES[label][1:-1] ** 2 / (IMAGE_WIDTH * IMAGE_HEIGHT)).tolist()
+    rows.append(statistics_row("course", name, round(3843 * course_share), course_share, course_areas))
 report.save_table(rows, "01_statistics")
 display(report.markdown(rows))
 
@@ -674,7 +676,7 @@ bars(
     axes[0, 1],
     CLASS_NAMES[1:],
     [(labels == n).float().mean() for n in (1, 2, 3)],
-    synthetic.CLASS_SHARES,
+    layout.CLASS_SHARES,
     draw.CLASS_COLOURS[1:],
 )
 axes[0, 0].set(xticks=numbers, xlabel="objects in the image", ylabel="share of images")
@@ -682,12 +684,12 @@ axes[0, 1].set(ylabel="share of objects")
 axes[1, 0].set(xscale="log", xlim=(min(0.01, share.quantile(0.04)), 1), xlabel="share of the image that the box covers")
 axes[1, 1].set(xscale="log", xlim=(0.2, 5), xlabel="width / height of the box")
 for ax, values, course_values, ticks in (
-    (axes[1, 0], share, synthetic.AREAS, (0.01, 0.03, 0.1, 0.3, 1)),
-    (axes[1, 1], width / height, synthetic.ASPECTS, (0.25, 0.5, 1, 2, 4)),
+    (axes[1, 0], share, [np.square(v) / (IMAGE_WIDTH * IMAGE_HEIGHT) for v in layout.SCALES], (0.01, 0.03, 0.1, 0.3, 1)),
+    (axes[1, 1], width / height, layout.ASPECTS, (0.25, 0.5, 1, 2, 4)),
 ):
     for n in sorted(set(labels.tolist())):
         ranges(ax, n - 0.15, np.percentile(values[labels == n], PERCENTILES), draw.CLASS_COLOURS[n])
-        ranges(ax, n + 0.15, course_values[n], "black")
+        ranges(ax, n + 0.15, course_values[n][1:-1], "black")
     ax.set_xticks(ticks, labels=ticks)
     ax.set_xticks([], minor=True)
     ax.set(yticks=(1, 2, 3), yticklabels=CLASS_NAMES[1:], ylim=(3.5, 0.5))

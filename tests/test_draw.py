@@ -157,7 +157,7 @@ def test_legend_names_the_grammar():
     draw.legend(ax, ("truth", "predicted", "before", "after"))
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["ground truth", "predicted", "before", "after"]
-    assert [handle.get_linestyle() for handle in ax.get_legend().get_lines()] == ["-", "-", ":", "-"]
+    assert [handle.get_linestyle() for handle in ax.get_legend().get_lines()] == ["--", "-", ":", "-"]
 
 
 PR = [(np.array([0, 1]), np.array([1, 0.5])), (np.zeros(0), np.zeros(0)), (np.array([0, 0.5]), np.array([1, 1]))]

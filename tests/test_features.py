@@ -173,25 +173,10 @@ def test_an_empty_split(model, data, config, tmp_path, accelerator):
     assert (len(stored["train"]), len(stored["val"])) == (6, 0)
 
 
-def test_weights_in_google_drive_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
+def test_data_in_google_drive_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
     assert features_folder(tmp_path) == tmp_path.resolve() / "features"
     monkeypatch.setattr(features, "DRIVE", tmp_path.resolve())
     assert features_folder(tmp_path / "demo") == features.LOCAL / "demo" / "features"
-
-
-def test_the_command_removes_what_is_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path))
-    for name in ("demo", "course"):
-        (tmp_path / name / "features").mkdir(parents=True)
-        (tmp_path / name / "features" / "train").write_bytes(bytes(10**7))
-        (tmp_path / name / "rpn.safetensors").touch()
-    with pytest.raises(SystemExit):
-        features.main([])
-    features.main(["--remove", "--weights", str(tmp_path / "demo")])
-    assert not (tmp_path / "demo" / "features").exists() and (tmp_path / "course" / "features").exists()
-    features.main(["--remove"])
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["course", "demo", *["rpn.safetensors"] * 2]
-    assert capsys.readouterr().out == "removed 0.01 GB\n" * 2
 
 
 @pytest.fixture
@@ -207,7 +192,7 @@ def test_three_stages_share_them_and_the_last_removes_them(scenes, short, tmp_pa
     for stage in STAGES:
         train_stage(stage, short, scenes, tmp_path)
         assert capsys.readouterr().out.count(COMPUTED) == (stage == "rpn")
-        assert features_folder(tmp_path).exists() == (stage in ("rpn", "boxhead"))
+        assert features_folder(scenes).exists() == (stage in ("rpn", "boxhead"))
 
 
 @pytest.mark.usefixtures("accelerator")
@@ -216,7 +201,8 @@ def test_computed_or_found_gives_the_same_weights(scenes, short, tmp_path):
     weights = []
     for found in (True, False):
         if not found:
-            features.remove(features_folder(tmp_path))
+            features.remove(features_folder(scenes))
         train_stage("boxhead", short, scenes, tmp_path, restart=True)
         weights.append(load_file(stage_path(tmp_path, "boxhead")))
+    features.remove(features_folder(scenes))
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())

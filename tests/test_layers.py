@@ -10,7 +10,7 @@ from lib import runtime
 
 FLOORS = (
     {"config", "runtime", "boxes", "matching", "roi_align", "draw", "synthetic_shapes", "safe_npy", "history"},
-    {"split", "backbone", "anchors"},
+    {"split", "backbone", "anchors", "synthetic_layout"},
     {"data", "assign"},
     {"synthetic", "coco", "rpn", "boxhead", "maskhead"},
     {"maskrcnn"},

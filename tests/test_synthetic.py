@@ -6,8 +6,10 @@ import pytest
 from lib import synthetic
 from lib import synthetic_shapes as shapes
 from lib.boxes import mask_to_box
+from lib.config import CLASS_NAMES, PRETRAINING_SEEDS
 from lib.data import FILES, CourseDataset
-from lib.synthetic import place_object, scene, visible_masks, write_scenes
+from lib.synthetic import layout, place_object, scene, visible_masks, write_scenes
+from lib.synthetic_layout import CLASS_SHARES, STATISTICS, TWO_OBJECTS, box_iou
 
 
 def scenes(seed: int, count: int) -> list:
@@ -55,29 +57,48 @@ def test_a_tight_box_covers_whole_pixels():
 
 
 def test_what_is_painted_later_hides_what_is_behind():
-    sprite = place_object(1, np.random.default_rng(0))
+    sprite = place_object(1, np.array([100.0, 100, 220, 180]), np.random.default_rng(0))
     hidden, shown = visible_masks([sprite, sprite], [])
     assert not hidden.any() and shown.any()
     assert not visible_masks([sprite], [sprite]).any()
 
 
-@pytest.mark.parametrize("label", [1, 2, 3])
-def test_sizes_and_shapes_follow_the_course(label):
-    rng = np.random.default_rng(label)
-    for table in (synthetic.AREAS[label], synthetic.ASPECTS[label]):
-        drawn = np.quantile([synthetic.quantile(table, rng) for _ in range(4000)], synthetic.PERCENTILES[1:-1])
-        np.testing.assert_allclose(drawn, table[1:-1], rtol=0.1)
-    boxes = np.stack([mask_to_box(visible_masks([place_object(label, rng)], [])[0]) for _ in range(150)])
-    w, h = (boxes[:, 2:] - boxes[:, :2]).T
-    assert np.median(w * h / 120_000) == pytest.approx(synthetic.AREAS[label][2], rel=0.3)
-    assert np.median(w / h) == pytest.approx(synthetic.ASPECTS[label][2], rel=0.25)
+def measured(count: int, seed: int) -> dict[str, tuple[float, float, float]]:
+    """Of `count` scenes, by name: the scenes' figure, the course's, and the standard error of the scenes'."""
+    drawn = [layout(np.random.default_rng([seed, i])) for i in range(count)]
+    labels, boxes = np.concatenate([d[0] for d in drawn]), np.concatenate([d[4] for d in drawn]).astype(float)
+    (w, h), rows = (boxes[:, 2:] - boxes[:, :2]).T, {}
+    for name, values in (("scale", np.sqrt(w * h)), ("aspect", w / h)):
+        for label, of_class in (("all", labels > 0), *((c, labels == n) for n, c in enumerate(CLASS_NAMES) if n)):
+            for q, wanted in zip((0.05, 0.5, 0.95), STATISTICS[f"{name}-{label}"][[1, 3, 5]], strict=True):
+                rows[f"{name} {label} {q}"] = quantile_row(values[of_class], q, wanted)
+    at_border = ((boxes[:, :2] <= 2) | (boxes[:, 2:] >= (398, 298))).any(axis=1)
+    pairs = [d for d in drawn if len(d[0]) == 2]
+    for name, same in (("same", True), ("different", False)):
+        iou = np.array([float(box_iou(*d[4].astype(float))) for d in pairs if (d[0][0] == d[0][1]) == same])
+        rows[f"overlap {name}"] = mean_row(iou > 0, STATISTICS["overlap"][int(not same)])
+    rows["at the border"] = mean_row(at_border, STATISTICS["border-all"].mean())
+    rows["two objects"] = mean_row(np.array([len(d[0]) == 2 for d in drawn]), TWO_OBJECTS)
+    for n, share in enumerate(CLASS_SHARES, start=1):
+        rows[f"share of {CLASS_NAMES[n]}"] = mean_row(labels == n, share)
+    return rows
 
 
-def test_class_shares_and_objects_an_image():
-    drawn = [labels for _, labels, _, _ in scenes(2, 150)]
-    shares = np.bincount(np.concatenate(drawn), minlength=4)[1:] / sum(map(len, drawn))
-    np.testing.assert_allclose(shares, synthetic.CLASS_SHARES, atol=0.1)
-    assert np.mean([len(labels) == 2 for labels in drawn]) == pytest.approx(synthetic.TWO_OBJECTS, abs=0.1)
+def mean_row(values: np.ndarray, wanted: float) -> tuple[float, float, float]:
+    return values.mean(), float(wanted), values.std() / np.sqrt(len(values))
+
+
+def quantile_row(values: np.ndarray, q: float, wanted: float) -> tuple[float, float, float]:
+    """The standard error is a sixth of the range that the quantile's rank spans at three of its own."""
+    ranks = np.clip(q + np.array([-3, 3]) * np.sqrt(q * (1 - q) / len(values)), 0, 1)
+    return np.quantile(values, q), float(wanted), float(np.diff(np.quantile(values, ranks))[0] / 6)
+
+
+def test_scenes_are_distributed_like_the_course():
+    """Each figure within 10 %, or three standard errors of so few scenes."""
+    rows = measured(1200, seed=8)
+    wrong = {name: row for name, row in rows.items() if abs(row[0] - row[1]) > max(0.1 * row[1], 3 * row[2])}
+    assert len(rows) == 31 and not wrong
 
 
 def test_existing_files_are_kept(tmp_path):
@@ -88,10 +109,17 @@ def test_existing_files_are_kept(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("images, seed", [(0, 0), (1, -1)])
-def test_impossible_requests_are_refused(tmp_path, images, seed):
-    with pytest.raises(ValueError, match="ask for"):
+@pytest.mark.parametrize(
+    "images, seed, words", [(0, 0, "ask for"), (1, -1, "ask for"), (1, PRETRAINING_SEEDS[0], "has seen")]
+)
+def test_impossible_requests_are_refused(tmp_path, images, seed, words):
+    with pytest.raises(ValueError, match=words):
         write_scenes(tmp_path, images, seed)
+
+
+def test_no_pretraining_scene_is_in_a_data_set():
+    seen = {s[0].tobytes() for seed in PRETRAINING_SEEDS[:3] for s in scenes(seed, 20)}
+    assert len(seen) == 60 and not seen & {s[0].tobytes() for seed in (0, 1000) for s in scenes(seed, 30)}
 
 
 def test_the_figures_file_is_understood():
@@ -105,7 +133,7 @@ def test_the_figures_file_is_understood():
 
 
 def test_every_figure_can_be_drawn():
-    tables = {"palette", "poses", "species", "backgrounds", "areas", "aspects"}
+    tables = {"palette", "poses", "species", "backgrounds"}
     for name in shapes.FIGURES.keys() - tables:
         for part, _ in shapes._polygons(name):
             assert part.role in shapes.PALETTE and np.isfinite(part.points).all() and len(part.points) > 2, name

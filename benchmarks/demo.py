@@ -1,0 +1,168 @@
+"""What each stage of the demo profile reaches, on 1,000 scenes of a seed of their own.
+
+    python -m benchmarks.demo --seeds 0 1 2
+
+A seed varies initial weights, the order of images and sampling; scenes, split and backbone stay. Each run leaves one JSON in
+figures/benchmarks/ and is not run again; the table, means over the seeds beside their bars, goes to figures/06_stages.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.timing import machine
+from lib.anchors import LEVELS
+from lib.backbone import backbone_file
+from lib.checkpoint import fingerprint, load_model
+from lib.config import STAGES, Config, load_config
+from lib.data import CourseDataset, prepare
+from lib.evaluate import coco_evaluation, collect_results, evaluate_model, ground_truth
+from lib.maskhead import mask_targets, paste_masks
+from lib.maskrcnn import MaskRCNN
+from lib.matching import NEGATIVE, POSITIVE
+from lib.report import save_table
+from lib.rpn import anchor_labels
+from lib.run import ensure_data
+from lib.runtime import command_errors, keep_memory, paths
+from lib.synthetic import write_scenes
+from lib.train import loader, train_stage
+
+SCORED = (1000, 1000)  # scenes, and their seed
+BARS = {  # row: the stage after which it is read, and what it should reach
+    "AR@100": ("rpn", 0.66),
+    "AR at N": ("rpn", 0.68),
+    "recall of the ten best": ("rpn", 0.88),
+    "objectness gap": ("rpn", 0.4),
+    "box AP": ("boxhead", 0.52),
+    "box AP50": ("boxhead", 0.86),
+    "mask AP": ("maskhead", 0.42),
+    "mask AP50": ("maskhead", 0.82),
+    "joint box AP": ("joint", 0.66),
+    "joint box AP50": ("joint", 0.93),
+    "joint mask AP": ("joint", 0.52),
+    "joint mask AP50": ("joint", 0.90),
+    "joint person's mask AP": ("joint", 0.40),
+}
+
+
+def scores_after(stage: str, model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
+    """The rows of BARS that are read after a stage."""
+    if stage == "rpn":
+        recall = proposal_recalls(model, data)
+        return {**recall, "objectness gap": min(objectness_gaps(model, data).values())}
+    scores = evaluate_model(model, data, stage)
+    kinds = {"boxhead": ["box"], "maskhead": ["mask"], "joint": ["box", "mask"]}[stage]
+    rows = {f"{kind} {name}": scores[kind][name] for kind in kinds for name in ("AP", "AP50", "AP75")}
+    if stage != "joint":
+        return rows
+    rows |= {"person's mask AP": scores["mask"]["per_class"]["person"]["AP"], "AR@100": scores["rpn"]["AR@100"]}
+    return {f"joint {name}": value for name, value in rows.items()}
+
+
+def proposal_recalls(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
+    """The mean recall over IoU .50:.05:.95 of the best 100 proposals and of all N, and of the best ten at IoU .5."""
+    proposals, limits = collect_results(model, data, "rpn")["proposals"], (10, 100, model.config.rpn_post_nms_test)
+    recall = coco_evaluation(ground_truth(data), proposals, "bbox", limits, classes=False, sizes=False).eval["recall"]
+    return {
+        "AR@100": float(recall[:, 0, 0, 1].mean()),
+        "AR at N": float(recall[:, 0, 0, 2].mean()),
+        "recall of the ten best": float(recall[0, 0, 0, 0]),
+    }
+
+
+@torch.no_grad()
+def objectness_gaps(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
+    """By level: the mean objectness of the positive anchors less that of the negative ones."""
+    sums = torch.zeros(2, len(LEVELS), 2, dtype=torch.double)  # (label, level): total and count
+    for images, targets in loader(data, model.config.eval_batch_size, torch.device("cpu")):
+        x, targets, content = prepare(images, targets, model.config)
+        features = model.features(x)
+        logits, _ = model.rpn(features)
+        labels, _ = anchor_labels(features, model.anchors(features), targets, content, model.config)
+        sizes = [f.shape[2] * f.shape[3] * len(model.config.anchor_ratios) for f in features]
+        for k, (p, label) in enumerate(zip(logits.sigmoid().split(sizes, 1), labels.split(sizes, 1), strict=True)):
+            for row, kind in enumerate((POSITIVE, NEGATIVE)):
+                chosen = p[label == kind]
+                sums[row, k] += torch.tensor([chosen.sum(), len(chosen)])
+    means = sums[..., 0] / sums[..., 1]
+    return {name: float(gap) for name, gap in zip(LEVELS, means[0] - means[1], strict=True) if gap.isfinite()}
+
+
+def mask_ceiling(data: CourseDataset, config: Config) -> float:
+    """The mean IoU of objects with their own masks, cropped to 28 x 28 in their true boxes and pasted back."""
+    overlaps = []
+    for i in tqdm(range(min(len(data), 200)), "ceiling", leave=False):
+        target = data.target(i)
+        boxes, masks = target["boxes"], target["masks"]
+        small = mask_targets(boxes, torch.arange(len(boxes)), masks, 2 * config.mask_pool_size)
+        pasted = paste_masks(small, boxes, tuple(masks.shape[-2:]), config.mask_threshold)
+        overlaps += _mask_iou(pasted.bool(), masks.bool()).tolist()
+    return float(np.mean(overlaps))
+
+
+def _mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp(min=1)
+
+
+def run_seed(config: Config, data: Path, scored: CourseDataset, weights: Path) -> dict:
+    """Train all stages -> the rows after each, with the CPU seconds that it took."""
+    record = {"seed": config.seed, "scores": {}, "cpu_seconds": {}, "seconds": {}}
+    for stage in STAGES:
+        started, wall = time.process_time(), time.perf_counter()
+        train_stage(stage, config, data, weights)
+        record["cpu_seconds"][stage] = time.process_time() - started
+        record["seconds"][stage] = time.perf_counter() - wall
+        record["scores"] |= scores_after(stage, load_model(weights, stage), scored)
+        print(record["scores"], flush=True)
+    return record
+
+
+def table(records: Sequence[dict]) -> list[dict]:
+    """A row for each of BARS: mean and standard deviation over the seeds, and the bar."""
+    rows = []
+    for name, (stage, bar) in BARS.items():
+        values = [record["scores"][name] for record in records]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        rows.append({"after": stage, "figure": name.removeprefix("joint "), "mean": float(np.mean(values))})
+        rows[-1] |= {"deviation": deviation, "seeds": len(values), "bar": bar}
+    return rows
+
+
+@command_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.demo", description="What each stage of the demo reaches.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
+    parser.add_argument("--scored", type=Path, default=paths().data / "scenes_scored", help="the scenes to score")
+    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    args = parser.parse_args(argv)
+    keep_memory()
+    config = load_config("demo", args.set)
+    data, backbone = ensure_data("synthetic", config), fingerprint(backbone_file(config))
+    if not args.scored.is_dir():
+        write_scenes(args.scored, *SCORED)
+    scored, records = CourseDataset(args.scored), []
+    for seed in args.seeds:
+        path = args.out / f"demo_{backbone}_{seed}.json"
+        if not path.is_file():
+            with tempfile.TemporaryDirectory() as weights:
+                record = run_seed(config.replace(seed=seed), data, scored, Path(weights))
+            record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored, config)}
+            args.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        records.append(json.loads(path.read_text()))
+    save_table(table(records), "06_stages")
+    for row in table(records):
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
