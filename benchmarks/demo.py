@@ -2,8 +2,9 @@
 
     python -m benchmarks.demo --seeds 0 1 2
 
-A seed varies initial weights, the order of images and sampling; scenes, split and backbone stay. Each run leaves one JSON in
-figures/benchmarks/ and is not run again; the table, means over the seeds beside their bars, goes to figures/06_stages.
+A seed varies initial weights, the order of images and sampling; scenes, split and backbone stay. Each run leaves one
+JSON in figures/benchmarks/ and is not run again; the table, means over the seeds beside their bars, goes to
+figures/06_stages.
 """
 
 import argparse

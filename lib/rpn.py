@@ -125,8 +125,8 @@ def anchor_labels(
 def sample_anchors(labels: Tensor, grids: Sequence[tuple[int, int]], config: Config) -> Tensor:
     """A minibatch of anchors over all images (§4.4): labels (B, A) -> indices (M,) into the B A anchors.
 
-    `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three quarters of the anchors: hence
-    `rpn_negatives`.
+    `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three
+    quarters of the anchors: hence `rpn_negatives`.
     """
     levels = None
     if config.rpn_negatives == "balanced":

@@ -202,9 +202,7 @@ def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[d
     """
     rois, images = stack_rois([c["boxes"] for c in chosen])
     size = model.config.mask_pool_size
-    masks = [
-        mask_targets(c["boxes"], c["matched"], t["masks"], 2 * size) for c, t in zip(chosen, targets, strict=True)
-    ]
+    masks = [mask_targets(c["boxes"], c["matched"], t["masks"], 2 * size) for c, t in zip(chosen, targets, strict=True)]
     pooled = model.pool(features, rois, images, size)
     return {"pooled": pooled, "labels": torch.cat([c["labels"] for c in chosen]), "masks": torch.cat(masks)}
 

@@ -3,8 +3,8 @@
     python -m lib.synthetic --out data/synthetic --images 1000 --seed 0
 
 A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
-something in front of them. `lib.synthetic_shapes` has the figures, `lib.synthetic_layout` says which boxes they fill; here
-they are placed, painted and written.
+something in front of them. `lib.synthetic_shapes` has the figures, `lib.synthetic_layout` says which boxes they fill;
+here they are placed, painted and written.
 
     G  objects in a scene    H x W  300 x 400, the frame of all boxes and masks, in its pixels
 """
@@ -37,7 +37,7 @@ SHADOW = Image.radial_gradient("L").point(lambda distance: max(0, 150 - distance
 
 
 class Figure(NamedTuple):
-    """A figure in its place: parts in frame pixels, and the silhouette of what is in the frame, its corner at (x, y)."""
+    """A figure in its place: parts in frame pixels, and the silhouette of what is in the frame, from (x, y) on."""
 
     parts: list[Part]
     alpha: Image.Image

@@ -27,8 +27,8 @@ def read_statistics() -> dict[str, np.ndarray]:
     return {name: np.array(values, float) for name, *values in rows}
 
 
-# By label: percentiles of the scales and aspect ratios (width / height) of the boxes, and the share of boxes at the border
-# in each quarter of the scales.
+# By label: percentiles of the scales and aspect ratios (width / height) of the boxes, and the share of boxes at the
+# border in each quarter of the scales.
 STATISTICS = read_statistics()
 SCALES, ASPECTS, BORDER = (
     [(), *(STATISTICS[f"{name}-{label}"] for label in ("vehicle", "person", "animal"))]

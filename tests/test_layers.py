@@ -79,7 +79,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_lib_stays_small():
-    assert sum(code_lines(path) for path in MODULES) < 3300
+    assert sum(code_lines(path) for path in MODULES) < 3340
     assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES) <= 300
 
 
