@@ -13,42 +13,22 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import MANY_OBJECTS, SETTINGS, data_of, finished_runs, kept_run, print_table, table
-from lib.config import Config
+from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
+from lib.config import JOINT_CHANGES, Config
 from lib.report import save_table
 from lib.runtime import command_errors, paths
 
-
-def field_names(changes: Sequence[str]) -> set[str]:
-    """The fields that entries of `joint_changes` set."""
-    return {change.partition("=")[0] for change in changes}
-
-
-WITHOUT = {  # row: the entries of `joint_changes` that it leaves out, so that the value as printed holds
-    "the recipe": (),
-    "cross-boundary anchors and boxes removed": ("cross_boundary",),
-    "one class a proposal": ("box_score_threshold",),
-    "smooth L1 with beta 1": ("smooth_l1_beta", "rpn_box_weight", "box_loss_weight"),
-    "NMS at 0.5 among the boxes for masks": ("box_nms_iou_train",),
-    "no true boxes, 3 : 1 sampling, IoU > 0.4": field_names(MANY_OBJECTS),
-}
-WITH = {  # row: what it adds
-    "true boxes, 1 : 3 sampling, IoU > 0.5": MANY_OBJECTS,
-    "box regression counts 5 instead of 2": ("box_loss_weight=5",),
-}
+AS_PRINTED = ("cross_boundary=remove", "rpn_negatives=uniform")
 
 
 def rows_of(setting: str) -> dict[str, Config]:
-    """The configs to compare, by name of their row: those of WITHOUT and WITH that differ from the recipe."""
-    recipe, rows = SETTINGS[setting], {}
-    for name, left_out in WITHOUT.items():
-        rows[name] = [c for c in recipe.joint_changes if not field_names([c]) <= set(left_out)]
-    for name, added in WITH.items():
-        rows[name] = [*recipe.joint_changes, *(c for c in added if c not in recipe.joint_changes)]
-    rows = {name: recipe.replace(joint_changes=changes) for name, changes in rows.items()}
-    if recipe.trunk_epochs:
-        rows["no stage 0"] = recipe.replace(trunk_epochs=0)
-    return {name: config for name, config in rows.items() if config != recipe or name == "the recipe"}
+    """The configs to compare, by name of their row: the recipe, it without each change of the joint stage, and with
+    anchors as the sheet prints them in every stage.
+    """
+    recipe, rows = SETTINGS[setting], {"the recipe": SETTINGS[setting]}
+    for change in JOINT_CHANGES:
+        rows[f"without {change}"] = recipe.replace(joint_changes=[c for c in recipe.joint_changes if c != change])
+    return rows | {f"as printed: {', '.join(AS_PRINTED)}": recipe.override(AS_PRINTED)}
 
 
 @command_errors()
@@ -62,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     data = data_of(args, "val")
     for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as weights:  # the rows share their stages: joint alone differs
+        with tempfile.TemporaryDirectory() as weights:  # all but the last share their stages: joint alone differs
             for name, config in rows_of(args.setting).items():
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
                 kept_run(path, args.setting, "ours", config.replace(seed=seed), data, Path(weights), row=name)

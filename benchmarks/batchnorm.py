@@ -3,13 +3,12 @@
     python -m benchmarks.batchnorm --data data/synthetic --weights weights/demo
 
 New RPNs learn on the frozen backbone of trained weights: with statistics over the sampled positions, as `lib.rpn` has
-it; the same from a cache; and with statistics over all cells of all levels, as a head run over whole maps has them.
-Recall on the val split, which neither the backbone nor the RPNs have seen.
+it; and with statistics over all cells of all levels, as a head run over whole maps has them. Recall on the val split,
+which neither the backbone nor the RPNs have seen.
 """
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,28 +17,27 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from lib.cache import sample_caches
 from lib.checkpoint import last_trained, load_model
 from lib.data import CourseDataset
 from lib.evaluate import evaluate_model
-from lib.rpn import RPNHead, gather_rpn, rpn_loss
+from lib.rpn import RPNHead, draw_anchors, rpn_loss
 from lib.runtime import command_errors, paths, precision, seed_everything
 from lib.stages import RPNStage, weighted
 from lib.train import loader, warmup_cosine
 
 EPOCHS, IMAGES = 6, 240
+KINDS = ("sampled", "whole maps")
 
 
 class WholeMaps(RPNStage):
     """The RPN's stage with BatchNorm statistics over all cells; predictions and losses at the sampled anchors."""
 
-    def gather(self, features, chosen):
+    def sample(self, features, targets, content):
+        drawn = draw_anchors(features, self.model.anchors(features), targets, content, self.config)
         cells = [self.model.rpn.conv(f).permute(0, 2, 3, 1).flatten(1, 2) for f in features]  # (B, Sy Sx, C)
         hidden = torch.cat(cells, dim=1)
         hidden = self.model.rpn.norm(hidden.flatten(0, 1)[..., None, None]).view(hidden.shape)
-        anchors_per_cell = len(self.config.anchor_ratios)
-        sampled = hidden[chosen["images"], chosen["anchors"] // anchors_per_cell]
-        return gather_rpn(features, self.model.anchors(features), chosen, self.config) | {"hidden": sampled}
+        return drawn | {"hidden": hidden[drawn["images"], drawn["anchors"] // len(self.config.anchor_ratios)]}
 
     def loss(self, samples):
         rpn, slots = self.model.rpn, samples["slots"]
@@ -51,7 +49,7 @@ class WholeMaps(RPNStage):
 
 
 def recall(kind: str, seed: int, weights: Path, data: dict[str, CourseDataset], accelerator: Accelerator) -> dict:
-    """AR@100 and AR@1000 of one RPN trained anew: `kind` is "sampled", "cached" or "whole maps"."""
+    """AR@100 and AR@1000 of one RPN trained anew: `kind` is "sampled" or "whole maps"."""
     seed_everything(seed)
     model = load_model(weights).train()
     model.rpn = RPNHead(model.backbone.out_channels, len(model.config.anchor_ratios))
@@ -59,9 +57,7 @@ def recall(kind: str, seed: int, weights: Path, data: dict[str, CourseDataset], 
         seed=seed, rpn_trains="none", rpn_lr=1e-3, rpn_pre_nms_test=2000, rpn_post_nms_test=1000
     )
     stage = (WholeMaps if kind == "whole maps" else RPNStage)(model).to(accelerator.device)
-    with tempfile.TemporaryDirectory() as folder:
-        caches = sample_caches(stage, data, Path(folder), accelerator, EPOCHS) if kind == "cached" else data
-        train(stage, caches["train"], accelerator)
+    train(stage, data["train"], accelerator)
     return evaluate_model(model.eval(), data["val"], "rpn")["rpn"]
 
 
@@ -85,7 +81,7 @@ def train(stage: RPNStage, dataset, accelerator: Accelerator) -> None:
 
 @command_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.batchnorm", description="The RPN's BatchNorm, three ways.")
+    parser = argparse.ArgumentParser("python -m benchmarks.batchnorm", description="The RPN's BatchNorm, two ways.")
     parser.add_argument("--data", type=Path, default=paths().data / "synthetic")
     parser.add_argument("--weights", type=Path, default=paths().weights / "demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -96,10 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data["train"].indices = data["train"].indices[:IMAGES]
     accelerator, rows = Accelerator(mixed_precision=precision(config.mixed_precision)), []
     for seed in args.seeds:
-        for kind in ("sampled", "cached", "whole maps"):
+        for kind in KINDS:
             rows.append({"statistics": kind, "seed": seed} | recall(kind, seed, args.weights, data, accelerator))
             print(rows[-1], flush=True)
-    for kind in ("sampled", "cached", "whole maps"):
+    for kind in KINDS:
         mine = [row for row in rows if row["statistics"] == kind]
         print(kind, {k: round(sum(r[k] for r in mine) / len(mine), 3) for k in ("AR@100", "AR@1000")})
     args.out.parent.mkdir(parents=True, exist_ok=True)

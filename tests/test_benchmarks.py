@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import assignment, cost, evaluation, inference, timing
+from benchmarks import assignment, batchnorm, cost, evaluation, inference, timing
 from lib.config import Config, load_config
+from lib.data import CourseDataset, collate
 from lib.report import save_table
 from lib.runtime import save_figure
+from lib.stages import RPNStage
 
 COLUMNS = {"what", "threads", "runs", "ours ms", "peer ms", "ratio", "times_ms"}
 
@@ -58,6 +60,7 @@ def test_evaluation(tmp_path):
 @pytest.fixture
 def small() -> Config:
     counts = {"rpn_pre_nms_test": 1000, "rpn_post_nms_test": 40, "box_post_nms_test": 4, "fpn_channels": 32}
+    counts["backbone_weights"] = "none"
     return load_config("demo").replace(image_height=96, image_width=128, mask_hidden=16, box_hidden=32, **counts)
 
 
@@ -74,3 +77,16 @@ def test_cost(tmp_path, small):
     assert {"backbone", "all", "batch", "proposals"} <= {row["cost of"] for row in rows}
     assert all(path.stat().st_size for path in save_table(rows, cost.NAME, tmp_path))
     assert all(path.stat().st_size for path in save_figure(cost.cost_figure(rows), cost.NAME, tmp_path))
+
+
+def test_batchnorm(tiny_model, scenes):
+    """With stored statistics both RPNs are the same; while they learn, they differ."""
+    data = CourseDataset(scenes)
+    batch, losses = collate([data[0], data[1]]), {}
+    for training in (False, True):
+        for stage in (RPNStage, batchnorm.WholeMaps):
+            torch.manual_seed(0)
+            losses[training, stage] = sum(stage(tiny_model(flip_probability=0.0)).train(training)(*batch).values())
+    assert losses[False, RPNStage].item() == pytest.approx(losses[False, batchnorm.WholeMaps].item(), rel=1e-4)
+    assert losses[True, RPNStage].item() != pytest.approx(losses[True, batchnorm.WholeMaps].item(), rel=1e-6)
+    losses[True, batchnorm.WholeMaps].backward()

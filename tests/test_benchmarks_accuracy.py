@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
+from safetensors.torch import save_file
 
 from benchmarks import ablation, accuracy
+from lib.backbone import build_backbone
+from lib.config import JOINT_CHANGES
 from lib.evaluate import CATEGORIES, _coco
 
 
@@ -62,21 +65,35 @@ def test_a_finished_run_is_kept_and_another_config_refused(tmp_path):
     assert len(accuracy.finished_runs(tmp_path, "accuracy")) == 1
 
 
+def test_a_run_whose_config_has_a_field_that_is_no_more_is_another(tmp_path):
+    config, path = accuracy.SETTINGS["scenes"], tmp_path / "accuracy_scenes_ours_0.json"
+    old = json.dumps({**json.loads(config.to_json()), "trunk_epochs": 20})
+    path.write_text(json.dumps({**a_run("ours", 0, 0.2), "config": old}))
+    with pytest.raises(ValueError, match="another config: move it away"):
+        accuracy.kept_run(path, "scenes", "ours", config, (tmp_path, tmp_path))
+
+
 @pytest.mark.parametrize("setting", accuracy.SETTINGS)
 def test_each_row_of_the_ablation_changes_one_thing(setting):
-    recipe, *others = ablation.rows_of(setting).values()
+    rows = ablation.rows_of(setting)
+    recipe, *others, printed = rows.values()
+    assert len(rows) == 6 and recipe == accuracy.SETTINGS[setting]
+    left_out = []
     for config in others:
-        same_stages = config.replace(joint_changes=()) == recipe.replace(joint_changes=())
-        assert same_stages != (config.joint_changes == recipe.joint_changes)
-        assert accuracy.images_seen(config) == accuracy.images_seen(recipe)
-    named = {field for fields in ablation.WITHOUT.values() for field in fields}
-    changed = ablation.field_names(c for c in recipe.joint_changes if "samples" not in c) - {"box_pre_nms_test"}
-    assert named == changed | ablation.field_names(accuracy.MANY_OBJECTS)
+        assert config.replace(joint_changes=()) == recipe.replace(joint_changes=())
+        left_out += set(recipe.joint_changes) - set(config.joint_changes)
+    assert left_out == list(JOINT_CHANGES)
+    assert (printed.cross_boundary, printed.rpn_negatives) == ("remove", "uniform")
+    assert printed.replace(cross_boundary="clip", rpn_negatives="balanced") == recipe
+    assert len({ablation.slug(name) for name in rows}) == 6
 
 
-def test_torchvision_gets_the_same_trunk_widths_and_anchors():
-    config = accuracy.SETTINGS["scenes"]
+def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):
+    config = accuracy.SETTINGS["scenes"].replace(backbone_weights=str(tmp_path / "backbone.safetensors"))
+    backbone = build_backbone(config.replace(backbone_weights="none"))
+    save_file(backbone.state_dict(), config.backbone_weights)
     model = accuracy.torchvision_model(config)
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in backbone.state_dict().items())
     assert model.backbone.out_channels == config.fpn_channels and model.transform.min_size == (180,)
     assert model.roi_heads.box_head.fc6.out_features == config.box_hidden
     assert model.rpn.anchor_generator.sizes == tuple((s,) for s in config.anchor_scales)
