@@ -166,7 +166,7 @@ def test_all_six_run_from_nothing(tmp_path):
         shutil.copytree(runtime.root() / name, tmp_path / name, ignore=ignore)
     shutil.copy(runtime.root() / "pyproject.toml", tmp_path)
     (tmp_path / "figures").mkdir()
-    for table in ("06_accuracy", "06_ablation", "06_cost"):  # measured by the benchmarks, and part of the project
+    for table in ("06_accuracy", "06_stages", "06_cost"):  # measured by the benchmarks, and part of the project
         shutil.copy(runtime.root() / "figures" / f"{table}.csv", tmp_path / "figures")
     own = {variable: str(tmp_path / name) for name, variable in runtime.FOLDERS.items()}
     environment = own | {"MASKRCNN_SET": QUICK, "MASKRCNN_PROFILE": "demo", "MASKRCNN_SOURCE": "synthetic"}
