@@ -136,6 +136,12 @@ def built_on(weights: str | Path, stage: str, config: Config) -> str:
     return fingerprint(file) if file and file.is_file() else ""
 
 
+def backbone_origin(config: Config) -> str:
+    """Which backbone the stages start from, as scores name it: a file and its fingerprint, or torchvision's names."""
+    file = backbone_file(config)
+    return f"{file.name} {fingerprint(file)}" if file else f"{config.backbone} {config.backbone_weights}"
+
+
 def previous_stage(stage: str) -> str | None:
     return STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
 

@@ -29,7 +29,6 @@ _CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto
 
 # What joint fine-tuning does otherwise than the sheet: each entry has its row in the ablation table of 06_eval.
 JOINT_CHANGES = (
-    "box_nms_iou_train=0.9",
     "smooth_l1_beta=0.1",
     "rpn_box_weight=2",
     "box_score_threshold=0.05",
@@ -101,7 +100,7 @@ class Config:
     box_positive_fraction: float = 0.75  # 3 : 1, objects to background
     box_loss_weight: float = 10.0  # brings the regressor's loss to the size of the classifier's (§6.4)
     box_nms_iou: float = 0.5
-    box_nms_iou_train: float = 0.5  # of NMS among the boxes that train the mask head
+    box_nms_iou_train: float = 0.9  # of NMS among the boxes that train the mask head: 0.5 leaves it one an object
     box_score_threshold: float = 0.0  # 0: a proposal's best class, if not background (§6.5); else every class above it
     box_pre_nms_train: int = 200  # K' and N' (§6.5)
     box_post_nms_train: int = 100
@@ -179,7 +178,7 @@ PROFILES = {
         val_fraction=0.06,
         test_fraction=0.3,
         anchor_scales=(24.0, 48.0, 84.0, 120.0, 156.0),
-        rpn_batch_samples=128,
+        rpn_batch_samples=256,
         rpn_pre_nms_train=600,
         rpn_post_nms_train=200,
         rpn_pre_nms_test=600,
@@ -188,7 +187,7 @@ PROFILES = {
         box_hidden=256,
         box_batch_samples=256,
         box_pre_nms_train=80,
-        box_post_nms_train=30,
+        box_post_nms_train=12,
         mask_hidden=64,
         rpn_batch_size=8,
         boxhead_batch_size=8,
@@ -197,7 +196,7 @@ PROFILES = {
         boxhead_lr=5e-4,
         maskhead_lr=1e-3,
         joint_lr=4e-4,
-        joint_epochs=5,
+        joint_epochs=3,
         joint_changes=(*JOINT_CHANGES, "box_batch_samples=512", "box_loss_weight=2"),
         eval_batch_size=8,
     ),

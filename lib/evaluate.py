@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.checkpoint import last_trained, load_model
+from lib.checkpoint import backbone_origin, last_trained, load_model
 from lib.config import CLASS_NAMES, STAGES
 from lib.data import IMAGE_HEIGHT, IMAGE_WIDTH, CourseDataset, collate
 from lib.fast import for_inference
@@ -244,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split"
             )
-        scores = {"split": args.split, **evaluate_model(model, dataset, stage)}
+        about = {"split": args.split, "backbone": backbone_origin(model.config)}
+        scores = about | evaluate_model(model, dataset, stage)
         write_metrics(scores, args.out)
         print(json.dumps(scores, indent=2))
 

@@ -1,11 +1,11 @@
 """The demo's backbone: a whole Mask R-CNN learns from random weights on scenes made up on the fly, then trunk and
 pyramid alone are kept.
 
-    python -m lib.pretrain --images 40000
+    python -m lib.pretrain --images 30000
 
 The sheet's backbone is a detector's too (§3): torchvision's was trained on COCO, this one on scenes of seeds that no
 data set may use. Every scene is new: none is seen twice. A stopped run goes on from its last epoch, an "epoch" being
-a twentieth of the run; `--continues FILE` starts from an earlier run's backbone, on scenes of another seed.
+a fifteenth of the run; `--continues FILE` starts from an earlier run's backbone, on scenes of another seed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from lib.runtime import command_errors, keep_memory, paths, root
 from lib.synthetic import scene
 from lib.train import Run
 
-EPOCHS = 20
+EPOCHS = 15
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
 SETTLING = 800  # scenes of the last but one, for the BatchNorms' final statistics
 RECIPE = (  # beside the demo profile's joint stage
@@ -43,7 +43,6 @@ RECIPE = (  # beside the demo profile's joint stage
     f"joint_epochs={EPOCHS}",
     "box_adds_truth=True",  # an untrained RPN proposes few objects
     "box_batch_samples=256",
-    "box_post_nms_train=12",  # boxes an image for the mask head, which costs more than the backbone with all of them
 )
 
 
@@ -135,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lib.pretrain", description="Make the backbone of the demo profile."
     )
-    parser.add_argument("--images", type=int, default=40000, help="scenes to learn from, each seen once")
+    parser.add_argument("--images", type=int, default=30000, help="scenes to learn from, each seen once")
     parser.add_argument("--out", type=Path, default=root() / "weights" / "scenes_backbone.safetensors")
     parser.add_argument("--folder", type=Path, default=None, help="for checkpoints (default: weights/pretraining)")
     parser.add_argument("--continues", type=Path, default=None, help="an earlier run's file to start from")

@@ -254,7 +254,7 @@ assert_close(torch.cat([level_by_hand(*level, config.anchor_ratios) for level in
 # $3\,(200 \cdot 272 + 100 \cdot 136 + 50 \cdot 68 + 25 \cdot 34 + 13 \cdot 17) = 3 \cdot 72\,471 = 217\,413$.
 
 # %%
-course = load_config("course").replace(image_height=800, image_width=1066)
+course = load_config("course").replace(image_height=800, image_width=1066, cross_boundary="remove")
 course_anchors = pyramid_anchors(pyramid_grids(course.padded_size), course)
 assert len(course_anchors) == 3 * (200 * 272 + 100 * 136 + 50 * 68 + 25 * 34 + 13 * 17) == 217_413
 
@@ -569,7 +569,8 @@ plt.show()
 # %%
 def assign(sizes, count=100):
     """Labels (images, A) and the objects' boxes of the first `count` training images with objects, in the network's frame."""
-    everything, sizes = pyramid_anchors(pyramid_grids(sizes.padded_size), sizes), sizes.replace(cross_boundary="remove")
+    sizes = sizes.replace(cross_boundary="remove")
+    everything = pyramid_anchors(pyramid_grids(sizes.padded_size), sizes)
     found = []
     for i in busy[:count]:
         target = {"boxes": torch.from_numpy(train.boxes[train.indices[i]])}

@@ -92,7 +92,7 @@ from torch.testing import assert_close
 from benchmarks.cost import cost_figure
 from lib import draw, evaluate, report, stages
 from lib.boxes import iou_matrix, scale_boxes
-from lib.checkpoint import load_model
+from lib.checkpoint import backbone_origin, load_model
 from lib.config import CLASS_NAMES, STAGES
 from lib.data import CourseDataset, preprocess_images
 from lib.maskhead import paste_masks
@@ -346,8 +346,6 @@ report.markdown(
 
 # %% [markdown]
 # - **Smooth L1 with β = 0.1.** With β = 1 every error below 1 is squared: one of a tenth of the box's width hardly pulls.
-# - **More boxes an object for the mask head.** In the stages, NMS at 0.5 leaves one or two boxes an object to learn masks from;
-#   here it removes only what overlaps by more than 0.9, so that a mask is learnt in many slightly different frames.
 # - **Every class above 0.05** instead of the best one: AP also counts what is found with a low score, if it is right.
 #
 # What each stage of the `demo` profile reaches on 1,000 scenes that no other table uses, mean of three seeds
@@ -460,7 +458,7 @@ assert all(ours[name] == value for name, value in theirs.items())
 # The file that leaves this notebook: the scores of the fine-tuned system, as `python -m lib.evaluate` writes them.
 
 # %%
-metrics = {"split": "test", **scores["joint"]}
+metrics = {"split": "test", "backbone": backbone_origin(config), **scores["joint"]}
 evaluate.write_metrics(metrics, runtime.paths().figures / "metrics.json")
 print({part: sorted(value) if isinstance(value, dict) else value for part, value in metrics.items()})
 

@@ -104,6 +104,6 @@ def test_the_joint_stage_has_its_own_numbers(profile):
     assert (config.cross_boundary, config.rpn_negatives) == ("clip", "balanced")
     assert all(config.of_stage(stage) == config for stage in STAGES[:-1])
     joint = config.of_stage("joint")
-    assert (config.box_nms_iou_train, config.box_positive_iou, config.smooth_l1_beta) == (0.5, 0.4, 1.0)
+    assert (config.box_nms_iou_train, config.box_positive_iou, config.smooth_l1_beta) == (0.9, 0.4, 1.0)
     assert (joint.box_nms_iou_train, joint.box_positive_iou, joint.smooth_l1_beta) == (0.9, 0.4, 0.1)
     assert joint.of_stage("joint") == joint == Config.from_json(joint.to_json())

@@ -174,7 +174,7 @@ def test_the_command_writes_metrics(scenes, tmp_path, tiny_model, monkeypatch, c
     arguments = ["--data", str(scenes), "--weights", str(tmp_path), "--out", str(tmp_path / "new" / "metrics.json")]
     evaluate.main([*arguments, "--split", "val"])
     metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
-    assert set(metrics) == {"split", "images", "box", "mask", "rpn", "course"}
+    assert set(metrics) == {"split", "backbone", "images", "box", "mask", "rpn", "course"}
     assert metrics["split"] == "val" and metrics["images"] == 3
     for part in ("box", "mask"):
         assert list(metrics[part]) == ["AP", "AP50", "AP75", "per_class"]

@@ -165,6 +165,8 @@ def test_all_six_run_from_nothing(tmp_path):
         ignore = shutil.ignore_patterns("__pycache__", "*.ipynb", ".*")
         shutil.copytree(runtime.root() / name, tmp_path / name, ignore=ignore)
     shutil.copy(runtime.root() / "pyproject.toml", tmp_path)
+    (tmp_path / "weights").mkdir()
+    shutil.copy(runtime.root() / "weights" / "scenes_backbone.safetensors", tmp_path / "weights")
     (tmp_path / "figures").mkdir()
     for table in ("06_accuracy", "06_stages", "06_cost"):  # measured by the benchmarks, and part of the project
         shutil.copy(runtime.root() / "figures" / f"{table}.csv", tmp_path / "figures")
