@@ -66,8 +66,9 @@ def anchors_figure(
     x, (target,), content = prepare(image[None], [{"boxes": target["boxes"]}], config)
     anchors, level_of = _anchors_and_levels(config)
     labels, _ = rpn_targets(anchors, target["boxes"], content, config)
-    here, within = level_of >= 0 if level == ALL_LEVELS else level_of == LEVELS.index(level), inside(anchors, *content)
-    kinds = {"negative": labels == NEGATIVE, "ignored": (labels == IGNORED) & within, "positive": labels == POSITIVE}
+    here = level_of >= 0 if level == ALL_LEVELS else level_of == LEVELS.index(level)
+    removed = ~inside(anchors, *content) & (config.cross_boundary == "remove")
+    kinds = {"negative": labels == NEGATIVE, "ignored": (labels == IGNORED) & ~removed, "positive": labels == POSITIVE}
     ax = draw.image(_axes(), draw.denormalise(x[0], config.image_mean, config.image_std))
     for kind in ["negative"] * negative + ["ignored"] * ignored:
         draw.boxes(ax, _some(anchors[kinds[kind] & here]), kind, linewidth=0.8)
@@ -77,7 +78,8 @@ def anchors_figure(
         iou = iou_matrix(anchors[chosen], target["boxes"]).amax(dim=1)
         captions = [f"{LEVELS[n]} {v:.2f}" for n, v in zip(level_of[chosen], iou, strict=True)]
         draw.boxes(ax, anchors[chosen], "positive", captions, linewidth=1.2)
-    counts = [f"{(mask & here).sum():,} {kind}" for kind, mask in (kinds | {"across the boundary": ~within}).items()]
+    counted = kinds | ({"across the boundary": removed} if removed.any() else {})
+    counts = [f"{(mask & here).sum():,} {kind}" for kind, mask in counted.items()]
     each = [f"{name} {(kinds['positive'] & (level_of == n)).sum()}" for n, name in enumerate(LEVELS)]
     lines = f"image {index}, level {level}: {', '.join(counts)}", f"positive by level: {' · '.join(each)}"
     ax.set_title("\n".join(lines), fontsize=9)

@@ -25,7 +25,7 @@ from lib.maskrcnn import MaskRCNN
 from lib.run import METADATA
 
 CONFIG = load_config(
-    "demo", ["image_height=60", "image_width=80", "fpn_channels=8", "anchor_scales=(8, 16, 24, 32, 40)"]
+    "demo", "image_height=60 image_width=80 backbone_weights=none fpn_channels=8 anchor_scales=(8,16,24,32,40)".split()
 )
 
 
@@ -127,12 +127,14 @@ def title(fig: Figure) -> str:
     return fig.axes[0].get_title()
 
 
-def test_the_counts_of_the_anchors_add_up():
-    assert title(browser.anchors_figure(SCENES, CONFIG, 0)).startswith("image 0, level all: ")
-    numbers = {}
+@pytest.mark.parametrize("crossing, kinds", [("clip", 3), ("remove", 4)])
+def test_the_counts_of_the_anchors_add_up(crossing, kinds):
+    config, numbers = CONFIG.replace(cross_boundary=crossing), {}
+    assert title(browser.anchors_figure(SCENES, config, 0)).startswith("image 0, level all: ")
     for level in ("all", "P2", "P3", "P4", "P5", "P6"):
-        line = title(browser.anchors_figure(SCENES, CONFIG, 0, level)).splitlines()[0]
+        line = title(browser.anchors_figure(SCENES, config, 0, level)).splitlines()[0]
         numbers[level] = np.array([int(part.split()[0].replace(",", "")) for part in line.split(": ")[1].split(", ")])
+    assert len(numbers["all"]) == kinds
     assert numbers["P2"].sum() == 3 * 16 * 24 and numbers["P6"].sum() == 3 * 1 * 2  # the padded input is 64 x 96
     assert (sum(numbers[level] for level in numbers if level != "all") == numbers["all"]).all()
     assert numbers["all"][2] > 0  # positive

@@ -14,7 +14,7 @@ from lib.config import CLASS_NAMES, Config, load_config
 from lib.maskrcnn import MaskRCNN
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
-SMALL = ["image_height=60", "image_width=80", "fpn_channels=8", "box_hidden=8", "mask_hidden=8"]
+SMALL = "image_height=60 image_width=80 backbone_weights=none fpn_channels=8 box_hidden=8 mask_hidden=8".split()
 
 
 class Stub(torch.nn.Module):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lib import pretrain
-from lib.backbone import build_backbone
+from lib.backbone import backbone_file, build_backbone
 from lib.config import PRETRAINING_SEEDS, Config, load_config
 from lib.data import preprocess_images
 from lib.maskrcnn import MaskRCNN
@@ -140,6 +140,17 @@ def test_the_demos_file_is_small_and_gives_the_same_maps(tmp_path):
         assert_close(ours, theirs, rtol=0, atol=5e-3 * theirs.abs().max().item())
 
 
+FILE = backbone_file(load_config("demo"))
+
+
+@pytest.mark.skipif(not FILE.is_file(), reason="the demo's backbone is not made yet")
+def test_the_demos_own_file():
+    record = read_record(FILE)
+    assert FILE.stat().st_size < 8e6 and {"config", "scores", "machine", "date"} <= record.keys()
+    assert set(json.loads(record["seeds"])) <= set(PRETRAINING_SEEDS[:-2]) and int(record["images_seen"]) > 0
+    assert build_backbone(load_config("demo")).out_channels == 64
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -193,6 +204,6 @@ def test_no_data_set_shares_the_scenes(tmp_path):
     builtin = hashes(load_config("demo").synthetic_seed, 60)
     assert len(pretraining) == len(builtin) == 60 and not pretraining & builtin
     for seed in (PRETRAINING_SEEDS[0], PRETRAINING_SEEDS[-1]):
-        with pytest.raises(ValueError, match=f"backbone was pretrained on scenes of seed {seed}"):
+        with pytest.raises(ValueError, match=f"backbone has seen the scenes of seed {seed}"):
             write_scenes(tmp_path, 1, seed)
     assert not list(tmp_path.iterdir())
