@@ -77,7 +77,7 @@ def test_a_run_whose_config_has_a_field_that_is_no_more_is_another(tmp_path):
 def test_each_row_of_the_ablation_changes_one_thing(setting):
     rows = ablation.rows_of(setting)
     recipe, *others, printed = rows.values()
-    assert len(rows) == 6 and recipe == accuracy.SETTINGS[setting]
+    assert len(rows) == len(JOINT_CHANGES) + 2 <= 6 and recipe == accuracy.SETTINGS[setting]
     left_out = []
     for config in others:
         assert config.replace(joint_changes=()) == recipe.replace(joint_changes=())
@@ -85,7 +85,7 @@ def test_each_row_of_the_ablation_changes_one_thing(setting):
     assert left_out == list(JOINT_CHANGES)
     assert (printed.cross_boundary, printed.rpn_negatives) == ("remove", "uniform")
     assert printed.replace(cross_boundary="clip", rpn_negatives="balanced") == recipe
-    assert len({ablation.slug(name) for name in rows}) == 6
+    assert len({ablation.slug(name) for name in rows}) == len(rows)
 
 
 def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):
