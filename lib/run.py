@@ -7,7 +7,6 @@ state of widgets) stays out of the file. Durations are wall seconds.
 
 import argparse
 import base64
-import io
 import os
 import re
 import time
@@ -19,7 +18,6 @@ import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from PIL import Image
 from tqdm import tqdm
 
 from lib import runtime
@@ -113,16 +111,10 @@ def _clean_output(output: NotebookNode, root: str) -> bool:
         return True
     output.metadata = NotebookNode()
     if "image/png" in output.data:
-        output.data["image/png"] = palette_png(output.data["image/png"])
+        smaller = runtime.palette_png(base64.b64decode(output.data["image/png"]))
+        output.data["image/png"] = base64.b64encode(smaller).decode()
     is_widget = output.data.pop(WIDGET, None) is not None
     return bool(output.data) and not (is_widget and PROGRESS.search(output.data.get("text/plain", "")))
-
-
-def palette_png(picture: str) -> str:
-    """A PNG in base64 as one of 256 colours, a quarter of the size."""
-    pixels, smaller = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
-    pixels.quantize(256, Image.Quantize.MEDIANCUT).save(smaller, "PNG", optimize=True)
-    return base64.b64encode(smaller.getvalue()).decode()
 
 
 def _write(notebook: NotebookNode, path: Path) -> None:

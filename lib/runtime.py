@@ -4,6 +4,7 @@ Nothing here knows about boxes or networks. Folders are absolute paths; resoluti
 """
 
 import ctypes
+import io
 import os
 import random
 import sys
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 SCREEN_DPI = 72  # figures inside a notebook
 REPORT_DPI = 150  # the PNG exported for the report; the PDF is vector graphics
@@ -100,7 +102,8 @@ def keep_memory(wanted: bool = True) -> None:
 def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
     """Write `name`.pdf and `name`.png to `folder` (default `paths().figures`), the same bytes every time.
 
-    Each is written whole and then renamed: an interrupted run leaves the earlier one. Returns the two paths.
+    Each is written whole and then renamed: an interrupted run leaves the earlier one. Returns the two paths; the PNG has
+    a palette.
     """
     folder = Path(folder) if folder else paths().figures
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +112,17 @@ def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> lis
     for ending, tags in metadata.items():
         part = folder / f".{name}.{ending}.part"
         fig.savefig(part, format=ending, dpi=REPORT_DPI, bbox_inches="tight", metadata=tags)
+        if ending == "png":
+            part.write_bytes(palette_png(part.read_bytes()))
         written.append(part.replace(folder / f"{name}.{ending}"))
     return written
+
+
+def palette_png(picture: bytes) -> bytes:
+    """The PNG with 256 colours of its own, a third of the size."""
+    pixels, smaller = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+    pixels.quantize(256, Image.Quantize.MEDIANCUT).save(smaller, "PNG", optimize=True)
+    return smaller.getvalue()
 
 
 @contextmanager

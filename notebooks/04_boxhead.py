@@ -534,7 +534,7 @@ print(
 # above, in training mode:
 
 # %%
-show(boxhead.proposal_candidates, boxhead.sample_proposals)
+show(boxhead.sample_proposals)
 
 # %% [markdown]
 # The counts:

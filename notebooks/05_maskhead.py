@@ -364,7 +364,9 @@ for corners in ((0, 0, 4, 4), (0.5, 0, 2.5, 2), (1, 0.3, 3.7, 4)):
     by_hand = (naive_cells(small.tolist(), corners, 2) >= 0.5).float()
     assert_close(maskhead.mask_targets(torch.tensor([corners]).float(), first, small[None], 2)[0], by_hand)
 
-assert_close(cells, (naive_cells(mask[0].tolist(), box[0].tolist(), 28) >= 0.5).float())
+values = naive_cells(mask[0].tolist(), box[0].tolist(), 28)
+sure = (values - 0.5).abs() > 1e-4  # at one half itself, the last digit decides
+assert_close(cells[sure], (values[sure] >= 0.5).float())
 print("equal on the 4 × 4 example, on boxes that cut through pixels, and on a real object")
 
 # %% [markdown]
