@@ -16,6 +16,30 @@ matplotlib.use("Agg")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--training-seeds", type=int, default=1, help="run each test that trains from so many seeds")
+
+
+def pytest_generate_tests(metafunc):
+    seeds = metafunc.config.getoption("--training-seeds")
+    if "training_seed" in metafunc.fixturenames and seeds > 1:
+        metafunc.parametrize("training_seed", range(seeds), scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """A test trains if it asks for a seed to train from."""
+    for item in items:
+        if "training_seed" in getattr(item, "fixturenames", ()):
+            item.add_marker("trains")
+
+
+@pytest.fixture(scope="session")
+def training_seed() -> int:
+    """What a training starts from: one seed, or with --training-seeds several in turn."""
+    return 0
+
+
 @pytest.fixture(autouse=True)
 def close_figures():
     """No test leaves a figure open for the next."""
@@ -59,10 +83,10 @@ def config() -> Config:
 
 @pytest.fixture
 def tiny_model(config):
-    """A function from config overrides to an untrained model on the tiny backbone, the same each time."""
+    """A function from a seed and config overrides to an untrained model on the tiny backbone, the same each time."""
 
-    def build(**overrides) -> MaskRCNN:
-        torch.manual_seed(0)
+    def build(start: int = 0, **overrides) -> MaskRCNN:
+        torch.manual_seed(start)
         return MaskRCNN(config.replace(**overrides), TinyBackbone()).eval()
 
     return build

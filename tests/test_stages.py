@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lib.config import PROFILES, STAGES
-from lib.data import CourseDataset, collate, prepare
+from lib.data import collate, prepare
 from lib.stages import STAGE_CLASSES, weighted
 
 LEARNS = {
@@ -17,10 +17,23 @@ LEARNS = {
 PARTS = ("backbone", "rpn", "box_head", "mask_head")
 
 
+def picture(*objects):
+    """An image and target, drawn here so that what can be learnt stays the same: an ellipse for each (x1, y1, x2, y2,
+    label), in the colour of its class on a dark ground.
+    """
+    y, x = torch.meshgrid(torch.arange(300) + 0.5, torch.arange(400) + 0.5, indexing="ij")
+    image, masks = torch.full((3, 300, 400), 60, dtype=torch.uint8), []
+    for x1, y1, x2, y2, label in objects:
+        inside = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
+        image[label - 1, inside] = 200
+        masks.append(inside.to(torch.uint8))
+    boxes, labels = torch.tensor([o[:4] for o in objects]).float(), torch.tensor([o[4] for o in objects])
+    return image, {"boxes": boxes, "labels": labels, "masks": torch.stack(masks)}
+
+
 @pytest.fixture
-def batch(scenes):
-    dataset = CourseDataset(scenes)
-    return collate([dataset[11], dataset[7]])  # their objects lie well inside
+def batch():
+    return collate([picture((100, 90, 290, 210, 1)), picture((40, 60, 120, 240, 2), (180, 120, 340, 250, 3))])
 
 
 def oracle_rpn(model, targets_per_image):
@@ -38,8 +51,8 @@ def near(boxes: torch.Tensor, count: int = 6) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("rpn_trains", ["none", "all"])
-def test_what_learns_and_what_stays(tiny_model, batch, name, rpn_trains):
-    model = tiny_model(rpn_trains=rpn_trains, trunk_batchnorm="trained", flip_probability=0.0)
+def test_what_learns_and_what_stays(tiny_model, batch, name, rpn_trains, training_seed):
+    model = tiny_model(training_seed, rpn_trains=rpn_trains, trunk_batchnorm="trained", flip_probability=0.0)
     stage = STAGE_CLASSES[name](model)
     learns = LEARNS[name] | ({"backbone"} if name == "rpn" and rpn_trains == "all" else set())
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -120,27 +133,58 @@ def test_samples_are_a_seam(tiny_model, batch, config):
         assert all(v.requires_grad for v in stage.loss(samples).values())
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_one_image_is_learnt_by_heart(tiny_model, batch, config, name):
-    """Every loss falls to almost nothing on a single image, through each stage alone."""
-    images, targets = batch[0][:1], batch[1][:1]
-    model = tiny_model(flip_probability=0.0, rpn_trains="all", rpn_batch_samples=64, joint_trains="all")
-    _, scaled, _ = prepare(images, targets, config)
-    oracle_rpn(model, [near(scaled[0]["boxes"])])
-    stage = STAGE_CLASSES[name](model).train()
-    optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], 5e-3)
+def settle(model, x: torch.Tensor) -> None:
+    """Give the backbone's BatchNorms the statistics of x, as training would: with fresh ones deep maps hardly vary, and
+    a head on a frozen backbone has little to learn from.
+    """
+    for module in model.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.backbone.train()
+    with torch.no_grad():
+        model.features(x)
+    model.eval()
+
+
+def learn(stage, batch, steps: int) -> list[dict[str, float]]:
+    """Losses of each step on one batch and two minibatches in turn.
+
+    The learning rate ends in zero, and so the last losses are where the training arrived, not a swing around it. The
+    backbone learns slowly, as in fine-tuning: a head cannot learn by heart maps that the other heads keep changing.
+    """
+    rates = {part: 1e-4 if part == "backbone" else 3e-3 for part in PARTS}
+    parameters = [{"params": list(getattr(stage.model, part).parameters()), "lr": lr} for part, lr in rates.items()]
+    optimizer = torch.optim.Adam(parameters)  # what is frozen has no gradient and stays
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 3 * (1 - step / steps)))
     history = []
-    for step in range(100):
+    for step in range(steps):
         torch.manual_seed(step % 2)
-        losses = stage(images, targets)
+        losses = stage(*batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
+        schedule.step()
         history.append({k: v.item() for k, v in losses.items()})
-    print(name, history[0], history[-1])
-    assert all(history[0][k] > 0 for k in history[0])
-    for k, v in history[-1].items():
-        assert v < 0.15 * max(history[0][k], 0.5), (k, history[0], history[-1])
+    return history
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_one_image_is_learnt_by_heart(tiny_model, batch, config, name, training_seed):
+    """Every loss falls to almost nothing on a single image, through each stage alone.
+
+    The mask head is twice as wide as elsewhere in the tests: of 16 channels too few survive some of the starts.
+    """
+    one = batch[0][:1], batch[1][:1]
+    everything = {"rpn_trains": "all", "joint_trains": "all", "mask_hidden": 32}
+    model = tiny_model(training_seed, flip_probability=0.0, **everything)
+    x, scaled, _ = prepare(*one, config)
+    settle(model, x)
+    oracle_rpn(model, [near(scaled[0]["boxes"])])
+    history = learn(STAGE_CLASSES[name](model).train(), one, 200)
+    first, last = history[0], {k: sum(row[k] for row in history[-10:]) / 10 for k in history[0]}
+    to_limit = {k: last[k] / (0.15 * first[k]) for k in first}
+    print("share of the limit:", name, training_seed, {k: round(v, 3) for k, v in to_limit.items()})
+    assert max(to_limit.values()) < 1, (first, last)
 
 
 def test_weights_of_the_losses(config):

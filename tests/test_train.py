@@ -46,11 +46,11 @@ def fresh_accelerator():
 
 
 @pytest.fixture(scope="module")
-def short(config):
+def short(config, training_seed):
     """Two epochs a stage over six images, with a small test-time budget."""
     epochs = {f"{stage}_epochs": 2 for stage in STAGES}
     limits = {"rpn_pre_nms_test": 50, "rpn_post_nms_test": 20, "box_post_nms_test": 5}
-    return config.replace(**epochs, **limits)
+    return config.replace(seed=training_seed, **epochs, **limits)
 
 
 @pytest.fixture(scope="module")
