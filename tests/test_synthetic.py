@@ -1,4 +1,11 @@
-"""The scenes: reproducible, labelled exactly, and distributed like the course's own set."""
+"""The scenes: reproducible, labelled exactly, and distributed like the course's own set.
+
+This compares 10,000 scenes with the course's set, row by row:
+
+    PYTHONPATH=. python tests/test_synthetic.py 10000
+"""
+
+import sys
 
 import numpy as np
 import pytest
@@ -73,11 +80,17 @@ def measured(count: int, seed: int) -> dict[str, tuple[float, float, float]]:
             for q, wanted in zip((0.05, 0.5, 0.95), STATISTICS[f"{name}-{label}"][[1, 3, 5]], strict=True):
                 rows[f"{name} {label} {q}"] = quantile_row(values[of_class], q, wanted)
     at_border = ((boxes[:, :2] <= 2) | (boxes[:, 2:] >= (398, 298))).any(axis=1)
-    pairs = [d for d in drawn if len(d[0]) == 2]
-    for name, same in (("same", True), ("different", False)):
-        iou = np.array([float(box_iou(*d[4].astype(float))) for d in pairs if (d[0][0] == d[0][1]) == same])
-        rows[f"overlap {name}"] = mean_row(iou > 0, STATISTICS["overlap"][int(not same)])
-    rows["at the border"] = mean_row(at_border, STATISTICS["border-all"].mean())
+    for n, name in enumerate(("all", *CLASS_NAMES[1:])):
+        of_class = at_border[labels == n] if n else at_border
+        rows[f"at the border {name}"] = mean_row(of_class, STATISTICS[f"border-{name}"].mean())
+    pairs = [(d[0], d[4].astype(float)) for d in drawn if len(d[0]) == 2]
+    same, iou = np.array([a == b for (a, b), _ in pairs]), np.array([float(box_iou(*two)) for _, two in pairs])
+    of_same = STATISTICS["two"][[0, 3, 5]].sum() / STATISTICS["two"].sum()
+    rows["two of a class"] = mean_row(same, of_same)
+    for name, values in (("overlap", iou > 0), ("mean-iou", iou)):
+        rows[f"{name} all"] = mean_row(values, STATISTICS[name] @ (of_same, 1 - of_same))
+        rows[f"{name} same"] = mean_row(values[same], STATISTICS[name][0])
+        rows[f"{name} different"] = mean_row(values[~same], STATISTICS[name][1])
     rows["two objects"] = mean_row(np.array([len(d[0]) == 2 for d in drawn]), TWO_OBJECTS)
     for n, share in enumerate(CLASS_SHARES, start=1):
         rows[f"share of {CLASS_NAMES[n]}"] = mean_row(labels == n, share)
@@ -95,10 +108,10 @@ def quantile_row(values: np.ndarray, q: float, wanted: float) -> tuple[float, fl
 
 
 def test_scenes_are_distributed_like_the_course():
-    """Each figure within 10 %, or three standard errors of so few scenes."""
+    """Each figure within 10 %, or four standard errors of so few scenes: of 39, one in ten sets is off by three."""
     rows = measured(1200, seed=8)
-    wrong = {name: row for name, row in rows.items() if abs(row[0] - row[1]) > max(0.1 * row[1], 3 * row[2])}
-    assert len(rows) == 31 and not wrong
+    wrong = {name: row for name, row in rows.items() if abs(row[0] - row[1]) > max(0.1 * row[1], 4 * row[2])}
+    assert len(rows) == 39 and not wrong
 
 
 def test_existing_files_are_kept(tmp_path):
@@ -137,3 +150,13 @@ def test_every_figure_can_be_drawn():
     for name in shapes.FIGURES.keys() - tables:
         for part, _ in shapes._polygons(name):
             assert part.role in shapes.PALETTE and np.isfinite(part.points).all() and len(part.points) > 2, name
+
+
+def print_comparison(count: int, seed: int = 10) -> None:
+    """Each row of `measured`: the course's figure, the scenes', by how much it is off, that in standard errors."""
+    for name, (mean, wanted, error) in measured(count, seed).items():
+        print(f"{name:22} {wanted:8.3f} {mean:8.3f} {mean / wanted - 1:+7.1%} {(mean - wanted) / error:+6.1f}")
+
+
+if __name__ == "__main__":
+    print_comparison(int(sys.argv[1]))
