@@ -43,6 +43,7 @@ RECIPE = (  # beside the demo profile's joint stage
     f"joint_epochs={EPOCHS}",
     "box_adds_truth=True",  # an untrained RPN proposes few objects
     "box_batch_samples=256",
+    "box_post_nms_train=12",
 )
 
 

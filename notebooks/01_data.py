@@ -684,7 +684,12 @@ axes[0, 1].set(ylabel="share of objects")
 axes[1, 0].set(xscale="log", xlim=(min(0.01, share.quantile(0.04)), 1), xlabel="share of the image that the box covers")
 axes[1, 1].set(xscale="log", xlim=(0.2, 5), xlabel="width / height of the box")
 for ax, values, course_values, ticks in (
-    (axes[1, 0], share, [np.square(v) / (IMAGE_WIDTH * IMAGE_HEIGHT) for v in layout.SCALES], (0.01, 0.03, 0.1, 0.3, 1)),
+    (
+        axes[1, 0],
+        share,
+        [np.square(v) / (IMAGE_WIDTH * IMAGE_HEIGHT) for v in layout.SCALES],
+        (0.01, 0.03, 0.1, 0.3, 1),
+    ),
     (axes[1, 1], width / height, layout.ASPECTS, (0.25, 0.5, 1, 2, 4)),
 ):
     for n in sorted(set(labels.tolist())):
