@@ -607,6 +607,7 @@ def detections_of(results, image):
 
 found = [detections_of(said["joint"], image) for image in test_set.indices]
 
+
 # %% [markdown]
 # ## What it gets right and what it gets wrong
 #

@@ -106,6 +106,12 @@ def test_sync_leaves_the_text_and_the_format_check_passes(pairs):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@every_notebook
+def test_text_is_spaced_as_jupytext_writes_it(name):
+    """One blank line between cells, two after a function and before what leads to one: else a pair does not open."""
+    assert (FOLDER / f"{name}.py").read_text() == percent(source(name))
+
+
 def test_the_same_set_up_cell_everywhere():
     cells = {name: code_cells(source(name))[0].source for name in run.NOTEBOOKS}
     assert "REPOSITORY = " in cells["01_data"]
