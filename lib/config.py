@@ -197,7 +197,7 @@ PROFILES = {
         rpn_lr=6e-3,
         boxhead_lr=5e-4,
         maskhead_lr=1e-3,
-        joint_lr=4e-4,
+        joint_lr=1e-4,
         joint_epochs=2,
         joint_changes=(*JOINT_CHANGES, "box_batch_samples=512", "box_loss_weight=2"),
         eval_batch_size=8,

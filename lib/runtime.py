@@ -102,8 +102,8 @@ def keep_memory(wanted: bool = True) -> None:
 def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
     """Write `name`.pdf and `name`.png to `folder` (default `paths().figures`), the same bytes every time.
 
-    Each is written whole and then renamed: an interrupted run leaves the earlier one. Returns the two paths; the PNG has
-    a palette.
+    Each is written whole and then renamed: an interrupted run leaves the earlier one. Returns the two paths. The PNG
+    has a palette.
     """
     folder = Path(folder) if folder else paths().figures
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@
 # **The claim.** Cut every proposal, whatever its size, to the same 7 × 7 grid of features without rounding a single coordinate, and a
 # small fully connected network can name what is inside and move the box the rest of the way.
 #
-# **Run time** (demo profile, two CPU cores): two to three minutes to train, under a minute for everything else; if the RPN of the
+# **Run time** (demo profile, two CPU cores): a minute to train, half a minute for everything else; if the RPN of the
 # notebook before is missing, it is trained first.
 #
 # **Inputs → outputs.** `data/`, `weights/<profile>/rpn.safetensors` → `weights/<profile>/boxhead.safetensors`, its learning curves,
@@ -867,7 +867,7 @@ def naive_detections(logits, deltas, given, target=None):
     """§6.5 for one image: testing, or training when a target is given. Returns boxes, labels and the counts."""
     mode = "test" if target is None else "train"
     k, n = getattr(config, f"box_pre_nms_{mode}"), getattr(config, f"box_post_nms_{mode}")
-    found = []
+    threshold, found = config.box_nms_iou if target is None else config.box_nms_iou_train, []
     for z, t, proposal in zip(logits, deltas, given, strict=True):
         p = z.softmax(0)
         label = 1 + int(p[1:].argmax())
@@ -885,7 +885,7 @@ def naive_detections(logits, deltas, given, target=None):
     kept = []
     for score, label, box in best:
         rivals = [b for _, other, b in kept if other == label]
-        if not rivals or boxes.iou_matrix(box[None], torch.stack(rivals)).max() <= config.box_nms_iou:
+        if not rivals or boxes.iou_matrix(box[None], torch.stack(rivals)).max() <= threshold:
             kept.append((score, label, box))
     counts = {"proposals": len(given), "admitted": len(found), "top K'": len(best), "after NMS": len(kept)}
     return kept[:n], counts | {"top N'": len(kept[:n])}

@@ -1086,8 +1086,8 @@ for path in sorted(runtime.paths().figures.glob("05_*.p*")):
 # %% [markdown]
 # ## Summary
 #
-# - Boxes that lie in the image and overlap an object by more than one half train the mask head; NMS leaves a handful of
-#   them an image.
+# - Boxes that overlap an object by more than one half, cut at the image's edge, train the mask head; NMS and $N'$ leave a handful
+#   of them an image.
 # - A target is the ground-truth mask under RoIAlign with 28 × 28 cells: no rounding, no shift.
 # - Four convolutions, one deconvolution, one 1 × 1 convolution; a loss that sees the true class's mask alone.
 # - Pasting is $R M S^\top$: two products, exact, for all masks at once.
