@@ -239,13 +239,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_errors():
         stage = args.stage or last_trained(args.weights)
         model = load_model(args.weights, stage).to(device())
-        dataset = CourseDataset(args.data, args.split, model.config)
-        if not len(dataset):
+        data = CourseDataset(args.data, args.split, model.config)
+        if not len(data):
             raise ValueError(
                 f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split"
             )
-        about = {"split": args.split, "backbone": backbone_origin(model.config)}
-        scores = about | evaluate_model(model, dataset, stage)
+        scores = {"split": args.split, "backbone": backbone_origin(model.config), **evaluate_model(model, data, stage)}
         write_metrics(scores, args.out)
         print(json.dumps(scores, indent=2))
 

@@ -33,14 +33,13 @@ from lib.runtime import command_errors, keep_memory, paths, root
 from lib.synthetic import scene
 from lib.train import Run
 
-EPOCHS = 15
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
 SETTLING = 800  # scenes of the last but one, for the BatchNorms' final statistics
 RECIPE = (  # beside the demo profile's joint stage
     "backbone_weights=none",
     "trunk_batchnorm=trained",
     "joint_lr=1e-3",
-    f"joint_epochs={EPOCHS}",
+    "joint_epochs=15",
     "box_adds_truth=True",  # an untrained RPN proposes few objects
     "box_batch_samples=256",
     "box_post_nms_train=12",

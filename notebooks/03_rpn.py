@@ -654,6 +654,7 @@ Markdown(
     )
 )
 
+
 # %% [markdown]
 # What matters in the end is which objects the best proposals find. Over the validation images, the share found at an IoU of 0.5 and 0.7 by the
 # first ten proposals and the first hundred:
