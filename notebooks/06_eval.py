@@ -348,8 +348,8 @@ report.markdown(
 # - **Smooth L1 with β = 0.1.** With β = 1 every error below 1 is squared: one of a tenth of the box's width hardly pulls.
 # - **Every class above 0.05** instead of the best one: AP also counts what is found with a low score, if it is right.
 #
-# What each stage of the `demo` profile reaches on 1,000 scenes that no other table uses, mean of three seeds
-# (`python -m benchmarks.demo`); *bar* is what we wanted it to reach:
+# What each stage of the `demo` profile reaches on 1,000 scenes that no other table uses, mean over seeds (`python -m benchmarks.demo`);
+# *bar* is what we want it to reach:
 
 # %%
 MEASURED = runtime.root() / "figures"  # tables that come with the project
