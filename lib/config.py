@@ -1,6 +1,7 @@
 """Every number of the assignment, in one frozen dataclass with two profiles.
 
-`course` is the assignment sheet as printed. `demo` is the same system scaled down so that a CPU learns it in minutes:
+`course` is the assignment sheet, but for the anchors that the RPN learns from (`cross_boundary`, `rpn_negatives`) and
+the boxes that train the mask head (`box_nms_iou_train`). `demo` is the same system scaled down so that a CPU learns it in minutes:
 smaller images, a narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on made-up scenes of its own
 (`lib.pretrain`) as the sheet's ResNet-50 was on COCO.
 
@@ -18,16 +19,14 @@ from dataclasses import dataclass
 
 CLASS_NAMES = ("background", "vehicle", "person", "animal")
 NUM_CLASSES = len(CLASS_NAMES) - 1  # C: the classes of objects, background not counted
-PRETRAINING_SEEDS = range(
-    2**20, 2**20 + 16
-)  # of the scenes that the demo's backbone has seen: no data set may hold them
+PRETRAINING_SEEDS = range(2**20, 2**20 + 16)  # of the scenes that the demo's backbone has seen; of no data set
 STAGES = ("rpn", "boxhead", "maskhead", "joint")  # in the order in which they are trained
 _CHOICES = {name: ("none", "fpn", "all") for name in ("rpn_trains", "joint_trains")}
 _CHOICES |= {"cross_boundary": ("remove", "clip"), "rpn_negatives": ("uniform", "balanced")}
 _CHOICES |= {"trunk_batchnorm": ("frozen", "trained"), "mixed_precision": ("auto", "no", "fp16", "bf16")}
 
 
-# What joint fine-tuning does otherwise than the sheet: each entry has its row in the ablation table of 06_eval.
+# What joint fine-tuning does otherwise than the sheet; `benchmarks.ablation` has a row without each.
 JOINT_CHANGES = (
     "smooth_l1_beta=0.1",
     "rpn_box_weight=2",

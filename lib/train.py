@@ -241,7 +241,7 @@ def loader(dataset: Dataset, batch_size: int, device: torch.device, shuffle=Fals
         drop_last=shuffle,
         num_workers=getattr(dataset, "workers", 2 if gpu else 0),
         pin_memory=gpu,
-        persistent_workers=False,  # a new epoch draws from a new seed
+        persistent_workers=gpu and isinstance(dataset, CourseDataset),  # the others draw anew in each epoch
     )
 
 
