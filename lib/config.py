@@ -1,9 +1,9 @@
 """Every number of the assignment, in one frozen dataclass with two profiles.
 
 `course` is the assignment sheet, but for the anchors that the RPN learns from (`cross_boundary`, `rpn_negatives`) and
-the boxes that train the mask head (`box_nms_iou_train`). `demo` is the same system scaled down so that a CPU learns it in minutes:
-smaller images, a narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on made-up scenes of its own
-(`lib.pretrain`) as the sheet's ResNet-50 was on COCO.
+the boxes that train the mask head (`box_nms_iou_train`). `demo` is the same system scaled down so that a CPU learns it
+in minutes: smaller images, a narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on scenes of its
+own (`lib.pretrain`) as the sheet's ResNet-50 was on COCO.
 
 Any field can be overridden: `load_config("demo", ["rpn_epochs=2"])` in a notebook, `--set rpn_epochs=2` on the command
 line, or `MASKRCNN_SET="rpn_epochs=2 ..."` in the environment.
