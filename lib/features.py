@@ -11,6 +11,7 @@ Where the key differs or a file is missing, they are computed again, so that the
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -88,9 +89,9 @@ def stored_features(
 
 
 def features_folder(data: str | Path) -> Path:
-    """Beside the data set's files; where these lie in Google Drive, on the machine's own disk."""
+    """Beside the data set's files; where these lie in Google Drive or may only be read, on the machine's own disk."""
     data = Path(data).resolve()
-    return (LOCAL / data.name if data.is_relative_to(DRIVE) else data) / "features"
+    return (LOCAL / data.name if data.is_relative_to(DRIVE) or not os.access(data, os.W_OK) else data) / "features"
 
 
 def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, precision: str) -> str:

@@ -704,7 +704,7 @@ plt.show()
 # %% [markdown]
 # Read the figure so: an image has one object, sometimes two, never a crowd. Half of the objects are animals.
 #
-# A box typically covers a fifth of its image, but the areas of one class span a factor of twenty. People stand upright (width / height below
+# A box typically covers a fifth of its image, but the areas of one class span a factor of twenty to forty. People stand upright (width / height below
 # 1), vehicles lie along the ground (above 1), animals are in between.
 
 # %% [markdown]
@@ -812,7 +812,7 @@ for n in (1, 2, 3):
 # |---|---|
 # | one or two objects an image | few positive anchors: the RPN's minibatch is mostly background (02, 03); a miss costs much recall |
 # | objects are large (median about a fifth of the image) | at the assignment's scales P2, with most anchors, has almost no objects; P4 … P6 carry the learning |
-# | areas span a factor of twenty | one scale would not do: the pyramid is needed |
+# | areas span a factor of twenty to forty | one scale would not do: the pyramid is needed |
 # | half animals, a quarter vehicles, a quarter people | averages over images favour animals: we report AP for each class (06) |
 # | boxes that reach the border | where anchors across the border are removed, such objects lose their best anchors (02) |
 # | people are narrow, the ratios are 1:2, 1:1, 2:1 | the narrowest people fit no anchor well |

@@ -699,7 +699,8 @@ for start in range(0, seen, 8):
 # one that fits a giraffe is mostly background.
 
 # %%
-steps = ["proposals", "inside the image", "overlap an object", "after NMS: train the head"]
+border = "cut at the image's edge" if config.cross_boundary == "clip" else "inside the image"
+steps = ["proposals", border, "overlap an object", "after NMS: train the head"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 bars = axes[0].barh(steps[::-1], (counts / seen).flip(0).tolist(), color=draw.COLOURS["positive"])
 _ = axes[0].bar_label(bars, fmt="%.1f", padding=3)

@@ -173,10 +173,15 @@ def test_an_empty_split(model, data, config, tmp_path, accelerator):
     assert (len(stored["train"]), len(stored["val"])) == (6, 0)
 
 
-def test_data_in_google_drive_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
-    assert features_folder(tmp_path) == tmp_path.resolve() / "features"
+def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
+    elsewhere = features.LOCAL / "demo" / "features"
+    (tmp_path / "demo").mkdir()
+    assert features_folder(tmp_path / "demo") == tmp_path.resolve() / "demo" / "features"
+    with monkeypatch.context() as patch:
+        patch.setattr(features.os, "access", lambda path, mode: False)  # root may write everywhere
+        assert features_folder(tmp_path / "demo") == elsewhere
     monkeypatch.setattr(features, "DRIVE", tmp_path.resolve())
-    assert features_folder(tmp_path / "demo") == features.LOCAL / "demo" / "features"
+    assert features_folder(tmp_path / "demo") == elsewhere
 
 
 @pytest.fixture
