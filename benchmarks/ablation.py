@@ -1,34 +1,46 @@
 """What each part of the recipe is worth: ours trained with and without it, on the same data with the same seeds.
 
-    python -m benchmarks.ablation scenes --seeds 0 1
+    python -m benchmarks.ablation scenes --seeds 0 1 2
     python -m benchmarks.ablation photographs --train data/photos_train --test data/photos_val
 
 The settings are those of `benchmarks.accuracy`, but scenes are scored on others than there: recipes are chosen by
-these rows. Each run leaves one JSON and is not run again.
+these rows. Each run leaves one JSON and is not run again. The recipe is loaded where `benchmarks.demo` has left it; a
+row trains only what its change concerns.
 """
 
 import argparse
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
+from benchmarks.demo import CHOSEN_ON, seed_weights
 from lib.config import JOINT_CHANGES, Config
 from lib.report import save_table
 from lib.runtime import command_errors, paths
 
-AS_PRINTED = ("cross_boundary=remove", "rpn_negatives=uniform")
+AS_PRINTED = (  # in the stages before the joint one: fields that have the sheet's value in a row of their own
+    ("cross_boundary=remove", "rpn_negatives=uniform"),
+    ("box_nms_iou_train=0.5",),
+)
+ONLY_SCORING = ("box_score_threshold",)  # fields that no stage trains with
 
 
-def rows_of(setting: str) -> dict[str, Config]:
-    """The configs to compare, by name of their row: the recipe, it without each change of the joint stage, and with
-    anchors as the sheet prints them in every stage.
+def rows_of(setting: str) -> dict[str, tuple[Config, Config]]:
+    """By name of the row, the config to train with and the one to score with: the recipe, it without each change of
+    the joint stage, and with what AS_PRINTED lists in every stage.
     """
-    recipe, rows = SETTINGS[setting], {"the recipe": SETTINGS[setting]}
+    recipe = SETTINGS[setting]
+    rows = {"the recipe": (recipe, recipe)}
     for change in JOINT_CHANGES:
-        rows[f"without {change}"] = recipe.replace(joint_changes=[c for c in recipe.joint_changes if c != change])
-    return rows | {f"as printed: {', '.join(AS_PRINTED)}": recipe.override(AS_PRINTED)}
+        without = recipe.replace(joint_changes=[c for c in recipe.joint_changes if c != change])
+        rows[f"without {change}"] = (recipe if change.startswith(ONLY_SCORING) else without, without)
+    for fields in AS_PRINTED:
+        printed = recipe.override(fields)
+        rows[f"as printed: {', '.join(fields)}"] = (printed, printed)
+    return rows
 
 
 @command_errors()
@@ -40,12 +52,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
     args = parser.parse_args(argv)
-    data = data_of(args, "val")
+    data = data_of(args, CHOSEN_ON)
     for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as weights:  # all but the last share their stages: joint alone differs
-            for name, config in rows_of(args.setting).items():
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = seed_weights(seed) if args.setting == "scenes" else Path(folder) / "recipe"
+            for name, configs in rows_of(args.setting).items():
+                trained, scored = (config.replace(seed=seed) for config in configs)
+                weights = recipe
+                if trained != SETTINGS[args.setting].replace(seed=seed):
+                    weights = Path(folder) / slug(name)
+                    if recipe.is_dir():  # the stages before the change are the same
+                        shutil.copytree(recipe, weights)
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
-                kept_run(path, args.setting, "ours", config.replace(seed=seed), data, Path(weights), row=name)
+                kept_run(path, args.setting, "ours", scored, data, weights, trained, row=name)
                 print_table(ablation_table(args.out))
     save_table(ablation_table(args.out), "06_ablation")
 

@@ -7,7 +7,8 @@ Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains joi
 epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
 optimiser, schedule, batch size and precision, and start from the same weights of the backbone. Everything else is
 each one's own: sampling, losses, targets and post-processing. Each run leaves one JSON in figures/benchmarks/ and is
-not run again; what the runs found is printed as a table, means over the seeds.
+not run again; what the runs found is printed as a table, means over the seeds, with the difference to the first row and
+where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`).
 """
 
 import argparse
@@ -29,11 +30,13 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from tqdm import tqdm
 
+from benchmarks.bootstrap import interval, resampled_ap
+from benchmarks.demo import SCORED, scored_scenes
 from benchmarks.timing import machine
 from lib.backbone import backbone_parts, build_backbone
 from lib.checkpoint import load_model
 from lib.config import NUM_CLASSES, STAGES, Config, load_config
-from lib.data import FILES, CourseDataset, collate, flip_horizontally
+from lib.data import CourseDataset, collate, flip_horizontally
 from lib.evaluate import (
     average_precision,
     box_results,
@@ -45,12 +48,10 @@ from lib.evaluate import (
     proposal_recall,
 )
 from lib.report import save_table
+from lib.run import ensure_data
 from lib.runtime import command_errors, device, keep_memory, paths, precision, seed_everything
-from lib.split import write_split
-from lib.synthetic import write_scenes
 from lib.train import train_stage, warmup_cosine
 
-SCENES = {"train": (600, 100), "val": (200, 102), "test": (1000, 101)}  # how many, and their seed
 MANY_OBJECTS = ("box_adds_truth=True", "box_positive_iou=0.5", "box_positive_fraction=0.25")  # joint, on photographs
 SETTINGS = {
     "scenes": load_config("demo"),
@@ -185,11 +186,11 @@ def _in_original_frame(boxes: Tensor, model: nn.Module, image: Tensor) -> Tensor
 def scores(results: dict[str, list[dict]], dataset: CourseDataset) -> dict:
     """AP of boxes and masks, recall of the proposals, and what became of each object."""
     truth = ground_truth(dataset)
-    box, mask = (
-        average_precision(coco_evaluation(truth, results[n], k)) for n, k in (("box", "bbox"), ("mask", "segm"))
-    )
-    recall = proposal_recall(truth, results["proposals"])
-    return {"box": box, "mask": mask, "rpn": recall, "objects": object_fates(truth, results["box"], results["mask"])}
+    found = {"rpn": proposal_recall(truth, results["proposals"])}
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        evaluation = coco_evaluation(truth, results[name], kind, sizes=False)
+        found[name] = average_precision(evaluation) | {"resampled": resampled_ap(evaluation)}
+    return found | {"objects": object_fates(truth, results["box"], results["mask"])}
 
 
 def object_fates(truth, boxes: list[dict], masks: list[dict], least: float = 0.3) -> dict:
@@ -224,10 +225,19 @@ def object_fates(truth, boxes: list[dict], masks: list[dict], least: float = 0.3
     }
 
 
-def run(setting: str, model_name: str, config: Config, train: Path, test: Path, weights: Path | None = None) -> dict:
+def run(
+    setting: str,
+    model_name: str,
+    config: Config,
+    train: Path,
+    test: Path,
+    weights: Path | None = None,
+    trained: Config | None = None,
+) -> dict:
     """Train one model and score it: the row that a run leaves on disk. Training time leaves scoring out.
 
-    Ours trains in the folder `weights`, where finished stages are kept, or in one of its own.
+    Ours trains in the folder `weights`, where finished stages are kept, or in one of its own; with the config `trained`
+    where that differs from the one to score with.
     """
     keep_memory()  # as `train_stage` does: both sides have the same allocator
     wall, cpu = time.perf_counter(), time.process_time()
@@ -235,7 +245,8 @@ def run(setting: str, model_name: str, config: Config, train: Path, test: Path, 
         model = train_torchvision(config, train)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            model = train_ours(config, train, weights or Path(folder)).to(device())
+            model = train_ours(trained or config, train, weights or Path(folder)).to(device())
+            model.config = config.of_stage("joint")
     seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     dataset = CourseDataset(test, None, config)
     collect = torchvision_results if model_name == "torchvision" else collect_results
@@ -252,11 +263,12 @@ def kept_run(
     config: Config,
     data: tuple[Path, Path],
     weights: Path | None = None,
+    trained: Config | None = None,
     **about,
 ) -> dict:
     """The run that `path` holds; without one, the run is made and left there. ValueError for one of another config."""
     if not path.is_file():
-        row = run(setting, model_name, config, *data, weights) | about
+        row = run(setting, model_name, config, *data, weights, trained) | about
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row, indent=2) + "\n")
     row = json.loads(path.read_text())
@@ -284,27 +296,18 @@ def finished_runs(folder: Path, kind: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------ the command
 
 
-def scenes_data(held_out: str = "test") -> tuple[Path, Path]:
-    """Scenes to train on and others to score on, written on first use: "val" for choosing a recipe, "test" for all
-    else.
-    """
-    folders = []
-    for name in ("train", held_out):
-        folder, (count, seed) = paths().data / f"benchmark_{name}", SCENES[name]
-        if not (folder / FILES["boxes"]).is_file():
-            write_scenes(folder, count, seed)
-        write_split(folder, {name: range(count)})
-        folders.append(folder)
-    return tuple(folders)
+def scenes_data(seed: int = SCORED) -> tuple[Path, Path]:
+    """The scenes of the demo's run, whose train split is learnt from, and 1,000 others to score on."""
+    return ensure_data("synthetic", SETTINGS["scenes"]), scored_scenes(seed)
 
 
-def data_of(args: argparse.Namespace, held_out: str = "test") -> tuple[Path, Path]:
+def data_of(args: argparse.Namespace, seed: int = SCORED) -> tuple[Path, Path]:
     """The data sets to train and to score on; ValueError where photographs are asked for and not given."""
     if args.train and args.test:
         return args.train, args.test
     if args.train or args.test or args.setting != "scenes":
         raise ValueError(f"{args.setting}: name two data sets, --train DIR to train on and --test DIR to score on")
-    return scenes_data(held_out)
+    return scenes_data(seed)
 
 
 COLUMNS = {  # of the table: where a run's scores hold them
@@ -316,17 +319,37 @@ COLUMNS = {  # of the table: where a run's scores hold them
 
 
 def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
-    """One row for each setting and value of `key`: means over the seeds, with the standard deviation of the APs."""
-    rows = []
+    """One row for each setting and value of `key`: means over the seeds, with the standard deviation of the APs, and
+    the difference to the setting's first row, with the interval in which it lies in 95 of 100 resamples.
+    """
+    rows, first = [], {}
     for setting, value in dict.fromkeys((r["setting"], r[key]) for r in runs):
-        mine = [r for r in runs if (r["setting"], r[key]) == (setting, value)]
+        mine = {r["seed"]: r["scores"] for r in runs if (r["setting"], r[key]) == (setting, value)}
+        base = first.setdefault(setting, mine)
         row = {"setting": setting, key: value, "seeds": len(mine)}
         for name, (part, score) in COLUMNS.items():
-            values = np.array([r["scores"][part][score] for r in mine])
+            values = np.array([scores[part][score] for scores in mine.values()])
             row[name] = f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(mine) > 1 else "")
-        row["training, CPU minutes"] = f"{np.mean([r['cpu_s'] for r in mine]) / 60:.1f}"
+        for kind in ("box", "mask"):
+            row[f"{kind} AP, difference"] = _difference(base, mine, kind)
+        minutes = [r["cpu_s"] / 60 for r in runs if (r["setting"], r[key]) == (setting, value)]
+        row["training, CPU minutes"] = f"{np.mean(minutes):.1f}"
         rows.append(row)
     return rows
+
+
+def _difference(base: dict[int, dict], mine: dict[int, dict], kind: str) -> str:
+    """Of the scores by seed, over the seeds that both have: the mean difference of AP and its interval; nothing for
+    runs from before there were resamples.
+    """
+    seeds = [n for n in sorted(base.keys() & mine.keys()) if "resampled" in base[n][kind].keys() & mine[n][kind].keys()]
+    if base is mine or not seeds:
+        return ""
+    (first, second), (before, after) = (
+        [[scores[seed][kind][name] for seed in seeds] for scores in (base, mine)] for name in ("AP", "resampled")
+    )
+    low, high = interval(before, after)
+    return f"{np.mean(second) - np.mean(first):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def print_table(rows: Sequence[dict]) -> None:

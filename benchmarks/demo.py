@@ -9,7 +9,7 @@ figures/06_stages.
 
 import argparse
 import json
-import tempfile
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from lib.anchors import LEVELS
 from lib.backbone import backbone_file
 from lib.checkpoint import fingerprint, load_model
 from lib.config import STAGES, Config, load_config
-from lib.data import CourseDataset, prepare
+from lib.data import FILES, CourseDataset, prepare
 from lib.evaluate import coco_evaluation, collect_results, evaluate_model, ground_truth
 from lib.maskhead import mask_targets, paste_masks
 from lib.maskrcnn import MaskRCNN
@@ -36,7 +36,8 @@ from lib.runtime import command_errors, keep_memory, paths
 from lib.synthetic import write_scenes
 from lib.train import loader, train_stage
 
-SCORED = (1000, 1000)  # scenes, and their seed
+SCORED_SCENES = 1000
+SCORED, CHOSEN_ON = 1001, 1000  # seeds of the scenes that figures are read on, and of those that recipes are chosen by
 BARS = {  # row: the stage after which it is read, and what it should reach
     "AR@100": ("rpn", 0.66),
     "AR at N": ("rpn", 0.68),
@@ -52,6 +53,19 @@ BARS = {  # row: the stage after which it is read, and what it should reach
     "joint mask AP50": ("joint", 0.90),
     "joint person's mask AP": ("joint", 0.40),
 }
+
+
+def scored_scenes(seed: int = SCORED) -> Path:
+    """The folder of the 1,000 scenes to score on, written on first use."""
+    folder = paths().data / f"scenes_scored_{seed}"
+    if not (folder / FILES["boxes"]).is_file():
+        write_scenes(folder, SCORED_SCENES, seed)
+    return folder
+
+
+def seed_weights(seed: int) -> Path:
+    """Where a seed's trained stages stay, for `benchmarks.ablation` to start from."""
+    return paths().weights / "benchmarks" / f"seed_{seed}"
 
 
 def scores_after(stage: str, model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
@@ -114,13 +128,14 @@ def _mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def run_seed(config: Config, data: Path, scored: CourseDataset, weights: Path) -> dict:
-    """Train all stages -> the rows after each, with the CPU seconds that it took."""
-    record = {"seed": config.seed, "scores": {}, "cpu_seconds": {}, "seconds": {}}
+    """Train all stages -> the rows after each, and what training took: CPU and wall seconds, the peak of memory."""
+    record = {"seed": config.seed, "scores": {}, "cpu_seconds": {}, "seconds": {}, "peak_gb": {}}
     for stage in STAGES:
         started, wall = time.process_time(), time.perf_counter()
-        train_stage(stage, config, data, weights)
+        train_stage(stage, config, data, weights, restart=True)  # a kept stage would have no time
         record["cpu_seconds"][stage] = time.process_time() - started
         record["seconds"][stage] = time.perf_counter() - wall
+        record["peak_gb"][stage] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # so far; Linux's unit
         record["scores"] |= scores_after(stage, load_model(weights, stage), scored)
         print(record["scores"], flush=True)
     return record
@@ -142,20 +157,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.demo", description="What each stage of the demo reaches.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
-    parser.add_argument("--scored", type=Path, default=paths().data / "scenes_scored", help="the scenes to score")
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
     args = parser.parse_args(argv)
     keep_memory()
     config = load_config("demo", args.set)
     data, backbone = ensure_data("synthetic", config), fingerprint(backbone_file(config))
-    if not args.scored.is_dir():
-        write_scenes(args.scored, *SCORED)
-    scored, records = CourseDataset(args.scored), []
+    scored, records = CourseDataset(scored_scenes()), []
     for seed in args.seeds:
         path = args.out / f"demo_{backbone}_{seed}.json"
         if not path.is_file():
-            with tempfile.TemporaryDirectory() as weights:
-                record = run_seed(config.replace(seed=seed), data, scored, Path(weights))
+            record = run_seed(config.replace(seed=seed), data, scored, seed_weights(seed))
             record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored, config)}
             args.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record, indent=1) + "\n")

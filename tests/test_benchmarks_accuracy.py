@@ -1,5 +1,6 @@
 """The bookkeeping of the accuracy benchmarks; the trainings themselves take minutes and are nobody's test."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_what_became_of_each_object():
 
 
 def a_run(model: str, seed: int, ap: float) -> dict:
-    kind = {"AP": ap, "AP50": ap, "AP75": ap}
+    kind = {"AP": ap, "AP50": ap, "AP75": ap, "resampled": [ap] * 500}
     objects = {"found": 1.0, "right class": 1.0, "box IoU": 1.0, "mask IoU": 1.0, "false an image": 0.0}
     scores = {"box": kind, "mask": kind, "rpn": {"AR@100": ap, "AR@1000": ap}, "objects": objects}
     return {"setting": "scenes", "model": model, "seed": seed, "scores": scores, "wall_s": 60.0, "cpu_s": 90.0}
@@ -76,16 +77,47 @@ def test_a_run_whose_config_has_a_field_that_is_no_more_is_another(tmp_path):
 @pytest.mark.parametrize("setting", accuracy.SETTINGS)
 def test_each_row_of_the_ablation_changes_one_thing(setting):
     rows = ablation.rows_of(setting)
-    recipe, *others, printed = rows.values()
-    assert len(rows) == len(JOINT_CHANGES) + 2 <= 6 and recipe == accuracy.SETTINGS[setting]
+    recipe = accuracy.SETTINGS[setting]
+    assert rows.pop("the recipe") == (recipe, recipe)
+    printed = {k: rows.pop(k) for k in list(rows) if k.startswith("as printed")}
     left_out = []
-    for config in others:
-        assert config.replace(joint_changes=()) == recipe.replace(joint_changes=())
-        left_out += set(recipe.joint_changes) - set(config.joint_changes)
+    for trained, scored in rows.values():
+        assert scored.replace(joint_changes=()) == recipe.replace(joint_changes=())
+        left_out += (changed := set(recipe.joint_changes) - set(scored.joint_changes))
+        assert trained == (recipe if changed == {"box_score_threshold=0.05"} else scored)
     assert left_out == list(JOINT_CHANGES)
-    assert (printed.cross_boundary, printed.rpn_negatives) == ("remove", "uniform")
-    assert printed.replace(cross_boundary="clip", rpn_negatives="balanced") == recipe
-    assert len({ablation.slug(name) for name in rows}) == len(rows)
+    sheet = {"cross_boundary": "remove", "rpn_negatives": "uniform", "box_nms_iou_train": 0.5}
+    for trained, scored in printed.values():
+        changed = {k: v for k, v in dataclasses.asdict(trained).items() if v != getattr(recipe, k)}
+        assert trained == scored and changed == {k: sheet.pop(k) for k in changed}
+    assert not sheet
+    assert sum(trained != recipe for trained, _ in [*rows.values(), *printed.values()]) <= 5  # and the recipe itself
+    assert len({ablation.slug(name) for name in ablation.rows_of(setting)}) == len(ablation.rows_of(setting))
+
+
+def test_a_difference_stands_beside_the_row_with_its_interval(tmp_path):
+    runs = [a_run("the recipe", seed, ap) | {"row": "the recipe"} for seed, ap in enumerate((0.2, 0.4))]
+    runs += [a_run("without", 1, 0.5) | {"row": "without"}]
+    for run in runs:
+        for kind in ("box", "mask"):
+            ap = run["scores"][kind]["AP"]
+            run["scores"][kind] = {**run["scores"][kind], "resampled": [ap - 0.1, ap + 0.1] * 250}
+    recipe, without = accuracy.table(runs, "row")
+    assert recipe["box AP, difference"] == "" and without["mask AP, difference"] == "+0.100 (+0.100 to +0.100)"
+
+
+def test_a_row_of_scoring_alone_is_scored_with_its_own_config(monkeypatch, tmp_path, tiny_model):
+    """The recipe is trained, and the row's threshold is what detections are cut with."""
+    recipe = accuracy.SETTINGS["scenes"]
+    scored = recipe.replace(joint_changes=[c for c in recipe.joint_changes if "score_threshold" not in c])
+    used = {}
+    monkeypatch.setattr(accuracy, "train_ours", lambda config, *_: used.update(trained=config) or tiny_model())
+    monkeypatch.setattr(accuracy, "CourseDataset", lambda *_, **__: [])
+    monkeypatch.setattr(accuracy, "collect_results", lambda model, _: used.update(threshold=model.config))
+    monkeypatch.setattr(accuracy, "scores", lambda *_: {})
+    row = accuracy.run("scenes", "ours", scored, tmp_path, tmp_path, trained=recipe)
+    assert used["trained"] == recipe and used["threshold"].box_score_threshold == 0
+    assert accuracy.Config.from_json(row["config"]) == scored
 
 
 def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):

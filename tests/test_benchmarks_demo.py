@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks import precision
 from benchmarks.demo import BARS, mask_ceiling, objectness_gaps, proposal_recalls, table
 from lib.anchors import LEVELS
 from lib.data import CourseDataset, collate, prepare
@@ -47,3 +48,21 @@ def test_recalls_and_the_ceiling_of_small_masks(tiny_model, scenes, config):
     recalls = proposal_recalls(tiny_model(), data)
     assert 0 <= recalls["AR@100"] <= recalls["AR at N"] <= 1
     assert 0.85 < mask_ceiling(data, config) < 1 and mask_ceiling(data, config.replace(mask_pool_size=3)) < 0.9
+
+
+def test_half_precision_of_the_backbone_alone(tiny_model, scenes):
+    model = tiny_model()
+    model.backbone.levels[0][0].weight.data[0] = 1 + 2**-20
+    half = precision.rounded(model)
+    assert (half.backbone.levels[0][0].weight[0] == 1).all() and (model.backbone.levels[0][0].weight[0] != 1).all()
+    assert all(torch.equal(v, half.state_dict()[k]) for k, v in model.state_dict().items() if "backbone" not in k)
+
+
+def test_three_ways_are_scored(tiny_model, scenes, monkeypatch):
+    """The first sees the model itself, the second lib.fast's copy, the third that of the rounded one."""
+    model, seen, data = tiny_model(), [], CourseDataset(scenes)
+    data.indices = data.indices[:2]
+    monkeypatch.setattr("lib.evaluate.for_inference", lambda model: seen.append(model) or model.eval())
+    scores = precision.differences(model, data)
+    assert list(scores) == ["as trained", "folded", "half"] and all(set(v) == {"box", "mask"} for v in scores.values())
+    assert len(seen) == 2 and seen[0] is model and seen[1] is not model
