@@ -23,6 +23,7 @@ from lib.config import PROFILES, Config
 from lib.data import content_size, preprocess_images
 from lib.evaluate import encode_masks, encode_pasted
 from lib.fast import for_inference
+from lib.maskhead import class_masks
 from lib.maskrcnn import MaskRCNN
 from lib.report import save_table
 from lib.rpn import propose
@@ -72,7 +73,7 @@ def run_ours(model: MaskRCNN, images: Tensor, clock: Callable[[str], None]) -> N
     boxes = [f["boxes"] for f in found]
     pooled = model.pool(features, *stack_rois(boxes), config.mask_pool_size)
     clock("RoIAlign, masks")
-    masks = model.mask_head.of_class(pooled, torch.cat([f["labels"] for f in found])).sigmoid()
+    masks = class_masks(model.mask_head(pooled), torch.cat([f["labels"] for f in found])).sigmoid()
     clock("mask head")
     scale = boxes[0].new_tensor([size[1] / content[1], size[0] / content[0]] * 2)
     for b, m in zip(boxes, masks.split([len(b) for b in boxes]), strict=True):

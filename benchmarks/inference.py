@@ -32,6 +32,7 @@ from lib.boxhead import stack_rois
 from lib.config import NUM_CLASSES, Config
 from lib.evaluate import encode_masks, encode_pasted
 from lib.fast import for_inference
+from lib.maskhead import class_masks
 from lib.maskrcnn import MaskRCNN
 from lib.rpn import propose
 from lib.runtime import keep_memory
@@ -246,7 +247,7 @@ def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
             decode(rpn_outputs[1], anchors[0]), peer.rpn.box_coder.decode(rpn_outputs[1], anchors)[:, 0]
         ),
         "boxes, px": worst(our_boxes(channels_last[1]), their_boxes(pooled)),
-        "mask probabilities": worst(ours.mask_head.of_class(channels_last[2], labels).sigmoid(), their_masks()),
+        "mask probabilities": worst(class_masks(ours.mask_head(channels_last[2]), labels).sigmoid(), their_masks()),
         "mask pixels": same_pixels(encode_pasted(masks, small, size, 0.5), their_codes()),
     }
     print("agreement:", {name: float(f"{value:.6g}") for name, value in agreement.items()})
@@ -266,7 +267,7 @@ def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
             lambda: ours.pool(last_maps, *stack_rois([boxes]), config.mask_pool_size),
             lambda: roi.mask_roi_pool(maps, [boxes], [content]),
         ),
-        "mask head": (lambda: ours.mask_head.of_class(channels_last[2], labels).sigmoid(), their_masks),
+        "mask head": (lambda: class_masks(ours.mask_head(channels_last[2]), labels).sigmoid(), their_masks),
         "paste and encode": (lambda: encode_pasted(masks, small, size, 0.5), their_codes),
     }
     return [{**compare(name, *pair, runs), "agreement": agreement} for name, pair in pairs.items()]

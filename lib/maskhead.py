@@ -39,25 +39,6 @@ class MaskHead(nn.Module):
         """Pooled features (D, C, 14, 14) -> logits (D, K, 28, 28)."""
         return self.layers(pooled)
 
-    def of_class(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """The logits (D, 28, 28) of each box's own class alone, labels (D,) from 1 to K: `class_masks` of `forward`.
-
-        The deconvolution has stride 2 and size 2, so its outputs do not overlap: it is one matrix product, from the C
-        channels of a cell to those of four. The last layer is then a sum over channels with the class's weights.
-        """
-        hidden = self.layers[:8](pooled)
-        count, channels, height, width = hidden.shape
-        hidden = hidden.permute(0, 2, 3, 1).reshape(-1, channels)  # a row a cell
-        deconvolution, last = self.layers[8], self.layers[10]
-        weight = deconvolution.weight.permute(2, 3, 1, 0).reshape(-1, channels)  # (4 C', C)
-        hidden = F.linear(hidden, weight, deconvolution.bias.repeat(4)).relu_()
-        class_weight = last.weight[labels - 1].flatten(1)[..., None]  # (D, C', 1)
-        logits = (
-            hidden.view(count, height * width * 4, deconvolution.out_channels) @ class_weight
-            + last.bias[labels - 1][:, None, None]
-        )
-        return logits.view(count, height, width, 2, 2).permute(0, 1, 3, 2, 4).reshape(count, 2 * height, 2 * width)
-
 
 def mask_targets(boxes: Tensor, matched: Tensor, gt_masks: Tensor, size: int) -> Tensor:
     """The part of each box's ground-truth mask that lies in the box, rescaled to m x m (§7.3): (D, m, m) float, 0 or 1.
@@ -75,11 +56,7 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tens
 
     logits (D, K, m, m), labels (D,) from 1 to K, targets (D, m, m) -> a scalar; zero, and differentiable, for no masks.
     """
-    return class_mask_loss(class_masks(logits, labels), targets)
-
-
-def class_mask_loss(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """The same, given the logits (D, m, m) of the true classes alone."""
+    logits = class_masks(logits, labels)
     loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
     return {"mask": loss / max(targets.numel(), 1)}
 

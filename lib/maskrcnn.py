@@ -16,7 +16,7 @@ from lib.boxes import clip, scale_boxes
 from lib.boxhead import BoxHead, refine, stack_rois
 from lib.config import Config
 from lib.data import content_size, preprocess_images
-from lib.maskhead import MaskHead, paste_masks
+from lib.maskhead import MaskHead, class_masks, paste_masks
 from lib.roi_align import pool, pyramid_level
 from lib.rpn import RPNHead, propose
 
@@ -70,7 +70,7 @@ class MaskRCNN(nn.Module):
         (§7).
         """
         pooled = self.pool(features, *stack_rois(boxes), self.config.mask_pool_size)
-        masks = self.mask_head.of_class(pooled, torch.cat(list(labels))).float().sigmoid()
+        masks = class_masks(self.mask_head(pooled), torch.cat(list(labels))).float().sigmoid()
         return list(masks.split([len(b) for b in boxes]))
 
     @torch.no_grad()

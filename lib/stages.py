@@ -18,7 +18,7 @@ from lib.backbone import backbone_parts
 from lib.boxhead import box_loss, refine_for_training, sample_proposals, stack_rois
 from lib.config import Config
 from lib.data import FRAME, content_size, prepare
-from lib.maskhead import class_mask_loss, mask_targets
+from lib.maskhead import mask_loss, mask_targets
 from lib.maskrcnn import MaskRCNN
 from lib.rpn import rpn_loss, sample_rpn
 
@@ -145,8 +145,8 @@ class MaskHeadStage(Stage):
         return mask_samples(self.model, features, chosen, targets)
 
     def loss(self, samples):
-        logits = self.model.mask_head.of_class(samples["pooled"], samples["labels"])
-        return weighted(class_mask_loss(logits, samples["masks"]), self.config)
+        logits = self.model.mask_head(samples["pooled"])
+        return weighted(mask_loss(logits, samples["labels"], samples["masks"]), self.config)
 
 
 class JointStage(Stage):
@@ -191,8 +191,8 @@ class JointStage(Stage):
         losses = rpn_loss(logits, deltas, samples["rpn_labels"], samples["rpn_deltas"], self.config.smooth_l1_beta)
         logits, deltas = self.model.box_head(samples["box_pooled"])
         losses |= box_loss(logits, deltas, samples["box_labels"], samples["box_deltas"], self.config.smooth_l1_beta)
-        logits = self.model.mask_head.of_class(samples["mask_pooled"], samples["mask_labels"])
-        losses |= class_mask_loss(logits, samples["mask_masks"])
+        logits = self.model.mask_head(samples["mask_pooled"])
+        losses |= mask_loss(logits, samples["mask_labels"], samples["mask_masks"])
         return weighted(losses, self.config)
 
 

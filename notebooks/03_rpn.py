@@ -660,23 +660,28 @@ Markdown(
 # first ten proposals and the first hundred:
 
 # %%
-def share_found(head, n, threshold):
-    """The share of the validation objects that one of the first n proposals of an RPN overlaps so much."""
-    found = []
+def proposals_of(head):
+    """For every validation image the proposals of an RPN, best first, and the objects' boxes."""
+    pairs = []
     for batch, batch_targets in loader(val, config.eval_batch_size, torch.device("cpu")):
         inputs, batch_targets, _ = prepare(batch, batch_targets, config)
         with torch.no_grad():
             proposals = rpn.propose(*head(model.features(inputs)), anchors, content, config, training=False)
-        pairs = zip(proposals, batch_targets, strict=True)
-        found += [boxes.iou_matrix(p["boxes"][:n], t["boxes"]).amax(0) >= threshold for p, t in pairs]
+        pairs += [(p["boxes"], t["boxes"]) for p, t in zip(proposals, batch_targets, strict=True)]
+    return pairs
+
+
+def share_found(pairs, n, threshold):
+    """The share of the objects that one of the first n proposals overlaps so much."""
+    found = [boxes.iou_matrix(proposals[:n], objects).amax(0) >= threshold for proposals, objects in pairs]
     return float(torch.cat(found).float().mean())
 
 
-heads = {"as printed": as_printed.rpn, "mended": model.rpn}
+pairs_of = {"as printed": proposals_of(as_printed.rpn), "mended": proposals_of(model.rpn)}
 report.markdown(
     [
-        {"RPN": name} | {f"first {n}, IoU {t}": share_found(head, n, t) for n in (10, 100) for t in (0.5, 0.7)}
-        for name, head in heads.items()
+        {"RPN": name} | {f"first {n}, IoU {t}": share_found(pairs, n, t) for n in (10, 100) for t in (0.5, 0.7)}
+        for name, pairs in pairs_of.items()
     ]
 )
 
