@@ -43,6 +43,7 @@ RECIPE = (  # beside the demo profile's joint stage
     "box_adds_truth=True",  # an untrained RPN proposes few objects
     "box_batch_samples=256",
     "box_post_nms_train=12",
+    "mask_loss_weight=2",  # of a frozen backbone's stages, that of the masks is the furthest from what it could be
 )
 
 
