@@ -81,6 +81,7 @@ runtime.seed_everything(config.seed)
 # %%
 import copy
 import inspect
+import textwrap
 import time
 
 import numpy as np
@@ -353,7 +354,8 @@ report.markdown(
 
 # %%
 MEASURED = runtime.root() / "figures"  # tables that come with the project
-report.markdown(report.read_table("06_stages", MEASURED))
+rows = report.read_table("06_stages", MEASURED)
+report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation") if row[k]} for row in rows])
 
 # %% [markdown]
 # And beside torchvision's own `MaskRCNN`, on 230 photographs of COCO to train and 74 to score, with the same trunk, pyramid, widths, image
@@ -684,7 +686,8 @@ SHOWN = [*range(min(5, len(test_set))), *order[-3:]]
 def fate(n):
     """The kinds of an image's detections and missed objects, in words."""
     kinds = kinds_of(confident[n], targets[n])
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing to find"
+    words = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing to find"
+    return textwrap.fill(words, 38)  # the width of a picture
 
 
 fig, axes = plt.subplots(4, 4, figsize=(14, 11.2), layout="constrained")
