@@ -324,7 +324,8 @@ def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
     """
     rows, first = [], {}
     for setting, value in dict.fromkeys((r["setting"], r[key]) for r in runs):
-        mine = {r["seed"]: r["scores"] for r in runs if (r["setting"], r[key]) == (setting, value)}
+        of_row = [r for r in runs if (r["setting"], r[key]) == (setting, value)]
+        mine = {r["seed"]: r["scores"] for r in of_row}
         base = first.setdefault(setting, mine)
         row = {"setting": setting, key: value, "seeds": len(mine)}
         for name, (part, score) in COLUMNS.items():
@@ -332,8 +333,7 @@ def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
             row[name] = f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(mine) > 1 else "")
         for kind in ("box", "mask"):
             row[f"{kind} AP, difference"] = _difference(base, mine, kind)
-        minutes = [r["cpu_s"] / 60 for r in runs if (r["setting"], r[key]) == (setting, value)]
-        row["training, CPU minutes"] = f"{np.mean(minutes):.1f}"
+        row["training, CPU minutes"] = f"{np.mean([r['cpu_s'] for r in of_row]) / 60:.1f}"
         rows.append(row)
     return rows
 
