@@ -164,7 +164,7 @@ def _announcement(names: list[str], config: Config, source: str) -> str:
     return (
         f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}; "
         f"stages trained already: {', '.join(trained) or 'none'}.\n"
-        "From nothing, the demo profile takes about 13 minutes on two CPU cores and 1 GB of disk."
+        "From nothing, the demo profile takes about 11 minutes on two CPU cores and 1 GB of disk."
     )
 
 

@@ -905,8 +905,8 @@ for ax, threshold in zip(axes, THRESHOLDS, strict=False):
     ax.xaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
 axes[0].legend(loc="lower right")
-for training, shade, name in ((False, draw.LINES[0], "clipped"), (True, draw.LINES[1], "removed")):
-    axes[2].plot(KS, [mean_left[K, training] for K in KS], "o-", color=shade, label=name)
+for training, style, shade, name in ((False, "o-", draw.LINES[0], "clipped"), (True, "s--", draw.LINES[1], "removed")):
+    axes[2].plot(KS, [mean_left[K, training] for K in KS], style, color=shade, label=name, markerfacecolor="none")
 axes[2].axhline(config.rpn_post_nms_train, color="grey", linestyle=":", linewidth=1)
 axes[2].set(xlabel="boxes before NMS, K", ylabel="boxes an image", title="left after NMS", ylim=(0, None))
 axes[2].grid(alpha=0.3)

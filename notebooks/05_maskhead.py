@@ -788,7 +788,7 @@ print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 show(stages.MaskHeadStage, stages.mask_samples)
 
 # %% [markdown]
-# Finished stages are kept, missing ones trained: this cell takes a minute or two the first time and no time the second.
+# Finished stages are kept, missing ones trained: this cell takes two to three minutes the first time and no time the second.
 
 # %%
 train_until("maskhead", config, DATA, WEIGHTS)

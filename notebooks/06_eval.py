@@ -542,8 +542,8 @@ _ = runtime.save_figure(fig, "06_precision_recall")
 # %% [markdown]
 # ## How exact?
 #
-# AP at each IoU threshold on its own. Boxes and masks start together, since at 0.5 both mean "found"; how fast a curve
-# falls says how exact its outlines are.
+# AP at each IoU threshold on its own. At 0.5 both mean little more than "found"; how fast a curve falls from there
+# says how exact its outlines are.
 
 # %%
 def mean_where_defined(values):
@@ -686,8 +686,8 @@ SHOWN = [*range(min(5, len(test_set))), *order[-3:]]
 def fate(n):
     """The kinds of an image's detections and missed objects, in words."""
     kinds = kinds_of(confident[n], targets[n])
-    words = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing to find"
-    return textwrap.fill(words, 38)  # the width of a picture
+    words = [f"{kinds.count(kind)} {kind}".replace(" ", "\N{NO-BREAK SPACE}") for kind in KINDS if kind in kinds]
+    return textwrap.fill(", ".join(words) or "nothing to find", 38)  # the width of a picture
 
 
 fig, axes = plt.subplots(4, 4, figsize=(14, 11.2), layout="constrained")
@@ -724,8 +724,8 @@ for ax in axes.flat:
 _ = runtime.save_figure(fig, "06_best_typical_worst")
 
 # %% [markdown]
-# All images at once. A heap at 0 is made of missed objects, the right-hand heap of good outlines; an image in between has
-# often one object found and one missed.
+# All images at once. A heap at 0 is made of missed objects, the right-hand heap of good outlines; an image in between may
+# have one object found and one missed.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
