@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy scenes --seeds 0 1 2
     python -m benchmarks.accuracy photographs --train data/photos_train --test data/photos_val --seeds 0
+    python -m benchmarks.accuracy course --train data/photos_train --test data/photos_val     # on a GPU
 
 Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains jointly, in its usual way, for as many
 epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
@@ -64,6 +65,11 @@ SETTINGS = {
 }
 SETTINGS["photographs"] = SETTINGS["photographs"].replace(
     joint_changes=[*SETTINGS["photographs"].joint_changes, *MANY_OBJECTS]
+)
+SETTINGS["course"] = SETTINGS["photographs"].override(  # the same at the sheet's size and widths: for a GPU
+    "image_height=800 image_width=1066 fpn_channels=256 box_hidden=1024 mask_hidden=256 "
+    "anchor_scales=(32,64,128,256,512) canonical_size=224 rpn_pre_nms_train=4000 rpn_post_nms_train=1000 "
+    "rpn_pre_nms_test=4000 rpn_post_nms_test=1000 joint_epochs=8".split()
 )
 
 
