@@ -179,6 +179,7 @@ def test_two_processes(scenes, tmp_path, stored):
     data, weights = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "weights"
     command += ["--data", str(data), "--weights", str(weights), "--set", *(f"{k}={v}" for k, v in fields.items())]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # two processes on a machine with one GPU: gloo would look for a second
     result = subprocess.run(command, cwd=root(), env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     steps = f"on 2 x cpu: {1 + stored} steps"  # an epoch: 6 images in whole steps of 2 x 2
