@@ -19,7 +19,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	touch $@
 
 run: $(VENV)/.installed
-	$(BIN)/python -m lib.run
+	$(BIN)/python -m lib run
 
 test: lint
 	$(BIN)/python -m pytest
@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/jupytext --quiet --to py:percent $(NOTEBOOKS)
 
 badges: $(VENV)/.installed
-	$(BIN)/python -m lib.badges
+	$(BIN)/python -m lib badges
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache notebooks/*.failed.ipynb

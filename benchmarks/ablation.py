@@ -17,29 +17,33 @@ from pathlib import Path
 
 from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
 from benchmarks.demo import CHOSEN_ON, seed_weights
-from lib.config import JOINT_CHANGES, Config
-from lib.report import save_table
-from lib.runtime import command_errors, paths
+from lib.config import Config
+from lib.machine.errors import command_errors
+from lib.machine.folders import paths
+from lib.notebook.report import save_table
 
-AS_PRINTED = (  # in the stages before the joint one: fields that have the sheet's value in a row of their own
-    ("cross_boundary=remove", "rpn_negatives=uniform"),
-    ("box_nms_iou_train=0.5",),
+WITHOUT = {  # rows without a change of the joint stage: the numbers that have the earlier stages' value
+    "smooth_l1_beta": ("rpn.smooth_l1_beta", "boxhead.smooth_l1_beta"),
+    "rpn.box_weight": ("rpn.box_weight",),
+    "score_threshold": ("boxhead.test.score_threshold",),
+}
+AS_PRINTED = (  # rows with numbers as the sheet has them, in every stage
+    ("rpn.cross_boundary=remove", "boxhead.cross_boundary=remove", "rpn.negatives=uniform"),
+    ("boxhead.train.nms_iou=0.5",),
 )
-ONLY_SCORING = ("box_score_threshold",)  # fields that no stage trains with
+ONLY_SCORING = "score_threshold"  # no stage trains with it
 
 
 def rows_of(setting: str) -> dict[str, tuple[Config, Config]]:
-    """By name of the row, the config to train with and the one to score with: the recipe, it without each change of
-    the joint stage, and with what AS_PRINTED lists in every stage.
-    """
+    """By name of the row, the config to train with and the one to score with."""
     recipe = SETTINGS[setting]
     rows = {"the recipe": (recipe, recipe)}
-    for change in JOINT_CHANGES:
-        without = recipe.replace(joint_changes=[c for c in recipe.joint_changes if c != change])
-        rows[f"without {change}"] = (recipe if change.startswith(ONLY_SCORING) else without, without)
-    for fields in AS_PRINTED:
-        printed = recipe.override(fields)
-        rows[f"as printed: {', '.join(fields)}"] = (printed, printed)
+    for name, numbers in WITHOUT.items():
+        without = recipe.replace(**{f"joint.{path}": recipe.value(path) for path in numbers})
+        rows[f"without {name}"] = (recipe if name == ONLY_SCORING else without, without)
+    for numbers in AS_PRINTED:
+        printed = recipe.override(numbers)
+        rows[f"as printed: {', '.join(numbers)}"] = (printed, printed)
     return rows
 
 
@@ -57,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             recipe = seed_weights(seed) if args.setting == "scenes" else Path(folder) / "recipe"
             for name, configs in rows_of(args.setting).items():
-                trained, scored = (config.replace(seed=seed) for config in configs)
+                trained, scored = (config.replace(**{"training.seed": seed}) for config in configs)
                 weights = recipe
-                if trained != SETTINGS[args.setting].replace(seed=seed):
+                if trained != SETTINGS[args.setting].replace(**{"training.seed": seed}):
                     weights = Path(folder) / slug(name)
                     if recipe.is_dir():  # the stages before the change are the same
                         shutil.copytree(recipe, weights)

@@ -13,6 +13,7 @@ where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -34,48 +35,52 @@ from tqdm import tqdm
 from benchmarks.bootstrap import interval, resampled_ap
 from benchmarks.demo import SCORED, scored_scenes
 from benchmarks.timing import machine
-from lib.backbone import backbone_parts, build_backbone
-from lib.checkpoint import load_model
-from lib.config import NUM_CLASSES, STAGES, Config, load_config
-from lib.data import CourseDataset, collate, flip_horizontally
-from lib.evaluate import (
-    average_precision,
-    box_results,
-    coco_evaluation,
-    code_results,
-    collect_results,
-    encode_masks,
-    ground_truth,
-    proposal_recall,
-)
-from lib.report import save_table
-from lib.run import ensure_data
-from lib.runtime import command_errors, device, keep_memory, paths, precision, seed_everything
-from lib.train import train_stage, warmup_cosine
+from lib import boxhead, maskhead
+from lib.backbone import build_backbone
+from lib.boxhead import NUM_CLASSES
+from lib.config import PROFILES, STAGES, Config
+from lib.data.batches import collate, flip_horizontally
+from lib.data.reader import CourseDataset
+from lib.data.sources import ensure_data
+from lib.machine.device import device, keep_memory, precision, seed_everything
+from lib.machine.errors import command_errors
+from lib.machine.folders import paths
+from lib.notebook.report import save_table
+from lib.preprocess import IMAGE_MEAN, IMAGE_STD
+from lib.roi_align import SAMPLES
+from lib.scores.coco_ap import average_precision, coco_evaluation, ground_truth, proposal_recall
+from lib.scores.evaluate import collect_results
+from lib.scores.results import box_results, code_results, encode_masks
+from lib.training.checkpoint import load_model
+from lib.training.loop import CLIP_NORM, WEIGHT_DECAY, train_stage, warmup_cosine
+from lib.training.stages import backbone_parts
 
-MANY_OBJECTS = ("box_adds_truth=True", "box_positive_iou=0.5", "box_positive_fraction=0.25")  # joint, on photographs
+MANY_OBJECTS = (  # of the joint stage on photographs
+    "joint.boxhead.adds_truth=True",
+    "joint.boxhead.positive_iou=0.5",
+    "joint.boxhead.positive_fraction=0.25",
+)
+PHOTOGRAPHS = PROFILES["course"].override(
+    [
+        *"backbone.name=mobilenet_v2 backbone.frozen_blocks=7 rpn.trains=fpn rpn.box_weight=10 joint.lr=4e-4".split(),
+        *"rpn.epochs=2 boxhead.epochs=1 maskhead.epochs=1 joint.rpn.box_weight=2".split(),
+        *MANY_OBJECTS,
+    ]
+)
 SETTINGS = {
-    "scenes": load_config("demo"),
-    "photographs": load_config("course").override(
-        "backbone=mobilenet_v2 frozen_trunk_blocks=7 rpn_trains=fpn image_height=300 image_width=400 "
-        "fpn_channels=128 box_hidden=512 mask_hidden=128 anchor_scales=(16,32,64,128,256) canonical_size=84 "
-        "rpn_pre_nms_train=1000 rpn_post_nms_train=300 rpn_pre_nms_test=2000 rpn_box_weight=10 "
-        "rpn_epochs=2 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=19 joint_lr=4e-4".split()
+    "scenes": PROFILES["demo"],
+    "photographs": PHOTOGRAPHS.override(
+        "image.height=300 image.width=400 backbone.channels=128 boxhead.hidden=512 maskhead.hidden=128 "
+        "anchors.scales=(16,32,64,128,256) roi_align.canonical_size=84 rpn.train.pre_nms=1000 rpn.train.post_nms=300 "
+        "rpn.test.pre_nms=2000 rpn.test.post_nms=300 joint.epochs=19".split()
     ),
+    "course": PHOTOGRAPHS.override(["joint.epochs=8"]),  # the same at the sheet's size and widths: for a GPU
 }
-SETTINGS["photographs"] = SETTINGS["photographs"].replace(
-    joint_changes=[*SETTINGS["photographs"].joint_changes, *MANY_OBJECTS]
-)
-SETTINGS["course"] = SETTINGS["photographs"].override(  # the same at the sheet's size and widths: for a GPU
-    "image_height=800 image_width=1066 fpn_channels=256 box_hidden=1024 mask_hidden=256 "
-    "anchor_scales=(32,64,128,256,512) canonical_size=224 rpn_pre_nms_train=4000 rpn_post_nms_train=1000 "
-    "rpn_pre_nms_test=4000 rpn_post_nms_test=1000 joint_epochs=8".split()
-)
 
 
 def images_seen(config: Config) -> int:
     """Passes over the training images, all stages together."""
-    return sum(getattr(config, f"{stage}_epochs") for stage in STAGES)
+    return sum(getattr(config, stage).epochs for stage in STAGES)
 
 
 # ------------------------------------------------------------------------------------------------------------- ours
@@ -93,29 +98,29 @@ def train_ours(config: Config, data: Path, folder: Path) -> nn.Module:
 
 def torchvision_model(config: Config) -> TorchvisionMaskRCNN:
     """torchvision's Mask R-CNN with the config's trunk, pyramid, anchors and widths; all else as torchvision has it."""
-    backbone, hidden = build_backbone(config), config.mask_hidden
+    backbone, hidden = build_backbone(config.backbone), config.maskhead.hidden
     channels, maps = backbone.out_channels, ["0", "1", "2", "3"]
-    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_scales), (config.anchor_ratios,) * 5)
+    anchors = AnchorGenerator(tuple((s,) for s in config.anchors.scales), (config.anchors.ratios,) * 5)
     pools = [
-        MultiScaleRoIAlign(maps, size, config.roi_samples, canonical_scale=int(config.canonical_size))
-        for size in (config.box_pool_size, config.mask_pool_size)
+        MultiScaleRoIAlign(maps, size, SAMPLES, canonical_scale=int(config.roi_align.canonical_size))
+        for size in (boxhead.POOL_SIZE, maskhead.POOL_SIZE)
     ]
     model = TorchvisionMaskRCNN(
         backbone,
-        min_size=config.image_height,
-        max_size=config.image_width,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
+        min_size=config.image.height,
+        max_size=config.image.width,
+        image_mean=IMAGE_MEAN,
+        image_std=IMAGE_STD,
         rpn_anchor_generator=anchors,
         box_roi_pool=pools[0],
         mask_roi_pool=pools[1],
-        box_head=TwoMLPHead(channels * config.box_pool_size**2, config.box_hidden),
-        box_predictor=FastRCNNPredictor(config.box_hidden, NUM_CLASSES + 1),
+        box_head=TwoMLPHead(channels * boxhead.POOL_SIZE**2, config.boxhead.hidden),
+        box_predictor=FastRCNNPredictor(config.boxhead.hidden, NUM_CLASSES + 1),
         mask_head=MaskRCNNHeads(channels, (hidden,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(hidden, hidden, NUM_CLASSES + 1),
     )
     learning = {
-        id(p) for part in backbone_parts(backbone, "all", config.frozen_trunk_blocks) for p in part.parameters()
+        id(p) for part in backbone_parts(backbone, "all", config.backbone.frozen_blocks) for p in part.parameters()
     }
     for parameter in backbone.parameters():
         parameter.requires_grad_(id(parameter) in learning)
@@ -124,27 +129,25 @@ def torchvision_model(config: Config) -> TorchvisionMaskRCNN:
 
 def train_torchvision(config: Config, data: Path) -> nn.Module:
     """Joint training with AdamW, warm-up and half a cosine, as our joint stage has it."""
-    seed_everything(config.seed)
+    seed_everything(config.training.seed)
     model, where, epochs = torchvision_model(config), device(), images_seen(config)
-    dataset = CourseDataset(data, "train", config)
-    loader = DataLoader(dataset, config.joint_batch_size, shuffle=True, collate_fn=collate, drop_last=True)
+    dataset = CourseDataset(data, "train", config.data)
+    loader = DataLoader(dataset, config.joint.batch_size, shuffle=True, collate_fn=collate, drop_last=True)
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, config.joint_lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(learning, config.joint.lr, weight_decay=WEIGHT_DECAY, fused=True)
     steps = epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, config.warmup_fraction)
-    )
-    half = precision(config.mixed_precision) == "bf16"
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
+    half = precision(config.training.mixed_precision) == "bf16"
     print(f"torchvision: {epochs} epochs of {len(dataset)} images in batches of {loader.batch_size}", flush=True)
     for epoch in range(epochs):
         model.train()
-        if config.trunk_batchnorm == "frozen":
+        if config.backbone.batchnorm == "frozen":
             for module in model.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval().requires_grad_(False)
         total, started = 0.0, time.perf_counter()
         for images, targets in tqdm(loader, f"torchvision {epoch + 1}/{epochs}", leave=False):
-            which = torch.rand(len(images)) < config.flip_probability
+            which = torch.rand(len(images)) < config.training.flip_probability
             images, targets = flip_horizontally(images, targets, which)
             images = [image.float() / 255 for image in images.to(where)]
             targets = [{k: v.to(where) for k, v in t.items() if k != "image_id"} for t in targets]
@@ -153,7 +156,7 @@ def train_torchvision(config: Config, data: Path) -> nn.Module:
             loss = sum(losses.values())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(learning, config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(learning, CLIP_NORM)
             optimizer.step()
             schedule.step()
             total += loss.detach()
@@ -254,11 +257,11 @@ def run(
             model = train_ours(trained or config, train, weights or Path(folder)).to(device())
             model.config = config.of_stage("joint")
     seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    dataset = CourseDataset(test, None, config)
+    dataset = CourseDataset(test)
     collect = torchvision_results if model_name == "torchvision" else collect_results
-    seen = images_seen(config) * len(CourseDataset(train, "train", config, with_masks=False))
-    about = {"setting": setting, "model": model_name, "seed": config.seed, "images seen": seen}
-    about |= {"precision": precision(config.mixed_precision), "machine": machine()}
+    seen = images_seen(config) * len(CourseDataset(train, "train", config.data, with_masks=False))
+    about = {"setting": setting, "model": model_name, "seed": config.training.seed, "images seen": seen}
+    about |= {"precision": precision(config.training.mixed_precision), "machine": machine()}
     return about | seconds | {"scores": scores(collect(model, dataset), dataset), "config": config.to_json()}
 
 
@@ -284,14 +287,11 @@ def kept_run(
 
 
 def _same(stored: str, config: Config) -> bool:
-    """Whether a run's config is this one, `joint_changes` in any order; a field that is no more makes it another."""
+    """Whether a run's config is this one; a number that is no more makes it another."""
     try:
-        stored = Config.from_json(stored)
+        return Config.from_json(stored) == config
     except ValueError:
         return False
-    return stored.replace(joint_changes=sorted(stored.joint_changes)) == config.replace(
-        joint_changes=sorted(config.joint_changes)
-    )
 
 
 def finished_runs(folder: Path, kind: str) -> list[dict]:
@@ -373,16 +373,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", type=Path, help="data set to score on (all of it)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--models", nargs="+", choices=("ours", "torchvision"), default=["ours", "torchvision"])
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change the setting, for both")
+    parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="change the setting, for both")
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
     args = parser.parse_args(argv)
     data = data_of(args)
     for seed in args.seeds:
         for model in args.models:
             path = args.out / f"accuracy_{args.setting}_{model}_{seed}.json"
-            config = SETTINGS[args.setting].override([*args.set, f"seed={seed}"])
+            config = SETTINGS[args.setting].override([*args.set, f"training.seed={seed}"])
             if model == "torchvision":
-                config = config.replace(joint_changes=())  # these are ours alone
+                config = dataclasses.replace(config, joint=dataclasses.replace(config.joint, changes=()))  # ours alone
             kept_run(path, args.setting, model, config, data)
             print_table(table(finished_runs(args.out, "accuracy")))
     save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy")

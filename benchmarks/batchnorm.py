@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from lib.checkpoint import last_trained, load_model
-from lib.data import CourseDataset
-from lib.evaluate import evaluate_model
+from lib.data.batches import prepare
+from lib.data.reader import CourseDataset
+from lib.machine.device import precision, seed_everything
+from lib.machine.errors import command_errors
+from lib.machine.folders import paths
 from lib.rpn import RPNHead, draw_anchors, rpn_loss
-from lib.runtime import command_errors, paths, precision, seed_everything
-from lib.stages import RPNStage, weighted
-from lib.train import loader, warmup_cosine
+from lib.scores.evaluate import evaluate_model
+from lib.training.checkpoint import last_trained, load_model
+from lib.training.loop import WEIGHT_DECAY, loader, warmup_cosine
+from lib.training.stages import Learner, RPNStage
 
 EPOCHS, IMAGES = 6, 240
 KINDS = ("sampled", "whole maps")
@@ -33,46 +36,49 @@ class WholeMaps(RPNStage):
     """The RPN's stage with BatchNorm statistics over all cells; predictions and losses at the sampled anchors."""
 
     def sample(self, features, targets, content):
-        drawn = draw_anchors(features, self.model.anchors(features), targets, content, self.config)
-        cells = [self.model.rpn.conv(f).permute(0, 2, 3, 1).flatten(1, 2) for f in features]  # (B, Sy Sx, C)
+        anchors, grids = self.model.anchors(features), [tuple(f.shape[2:]) for f in features]
+        drawn = draw_anchors(grids, anchors, targets, content, self.config.rpn)
+        cells = [self.model.rpn.conv(f).permute(0, 2, 3, 1).flatten(1, 2) for f in features]  # (B, Sy Sx, F)
         hidden = torch.cat(cells, dim=1)
         hidden = self.model.rpn.norm(hidden.flatten(0, 1)[..., None, None]).view(hidden.shape)
-        return drawn | {"hidden": hidden[drawn["images"], drawn["anchors"] // len(self.config.anchor_ratios)]}
+        per_cell = len(self.config.anchors.ratios)
+        hidden = hidden[drawn["images"], drawn["anchors"] // per_cell]
+        return drawn | {"hidden": hidden, "ratios": drawn["anchors"] % per_cell}
 
     def loss(self, samples):
-        rpn, slots = self.model.rpn, samples["slots"]
-        hidden, rows = F.relu(samples["hidden"])[..., None, None], torch.arange(len(slots), device=slots.device)
-        logits = rpn.objectness(hidden).flatten(1)[rows, slots]
-        deltas = rpn.regressor(hidden).view(len(slots), -1, 4)[rows, slots]
-        losses = rpn_loss(logits, deltas, samples["labels"], samples["deltas"], self.config.smooth_l1_beta)
-        return weighted(losses, self.config)
+        rpn, ratios = self.model.rpn, samples["ratios"]
+        hidden, rows = F.relu(samples["hidden"])[..., None, None], torch.arange(len(ratios), device=ratios.device)
+        logits = rpn.objectness(hidden).flatten(1)[rows, ratios]
+        deltas = rpn.regressor(hidden).view(len(ratios), -1, 4)[rows, ratios]
+        losses = rpn_loss(logits, deltas, samples["labels"], samples["deltas"], self.config.rpn.smooth_l1_beta)
+        return losses | {"rpn_box": losses["rpn_box"] * self.config.rpn.box_weight}
 
 
 def recall(kind: str, seed: int, weights: Path, data: dict[str, CourseDataset], accelerator: Accelerator) -> dict:
     """AR@100 and AR@1000 of one RPN trained anew: `kind` is "sampled" or "whole maps"."""
     seed_everything(seed)
     model = load_model(weights).train()
-    model.rpn = RPNHead(model.backbone.out_channels, len(model.config.anchor_ratios))
-    model.config = model.config.replace(
-        seed=seed, rpn_trains="none", rpn_lr=1e-3, rpn_pre_nms_test=2000, rpn_post_nms_test=1000
-    )
-    stage = (WholeMaps if kind == "whole maps" else RPNStage)(model).to(accelerator.device)
-    train(stage, data["train"], accelerator)
+    model.rpn = RPNHead(model.backbone.out_channels, len(model.config.anchors.ratios))
+    learning = {"training.seed": seed, "rpn.trains": "none", "rpn.lr": 1e-3}
+    model.config = model.config.replace(**learning, **{"rpn.test.pre_nms": 2000, "rpn.test.post_nms": 1000})
+    stage = (WholeMaps if kind == "whole maps" else RPNStage)(model)
+    train(Learner(stage).to(accelerator.device), data["train"], accelerator)
     return evaluate_model(model.eval(), data["val"], "rpn")["rpn"]
 
 
-def train(stage: RPNStage, dataset, accelerator: Accelerator) -> None:
-    config, device = stage.config, accelerator.device
-    torch.manual_seed(config.seed)
-    batches = loader(dataset, config.rpn_batch_size, device, shuffle=True)
-    learning = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, config.rpn_lr, weight_decay=config.weight_decay)
+def train(learner: Learner, dataset, accelerator: Accelerator) -> None:
+    config, device = learner.model.config, accelerator.device
+    torch.manual_seed(config.training.seed)
+    batches = loader(dataset, config.rpn.batch_size, device, shuffle=True)
+    learning = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, config.rpn.lr, weight_decay=WEIGHT_DECAY)
     steps = EPOCHS * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warmup_cosine(s, steps, config.warmup_fraction))
-    stage.train()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warmup_cosine(s, steps))
+    learner.train()
     for batch in (batch for _ in range(EPOCHS) for batch in batches):
+        inputs = prepare(*send_to_device(batch, device), config.image, config.training.flip_probability)
         with accelerator.autocast():
-            losses = stage(*send_to_device(batch, device))
+            losses = learner(*inputs)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -88,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks" / "batchnorm.json")
     args = parser.parse_args(argv)
     config = load_model(args.weights, last_trained(args.weights)).config
-    data = {split: CourseDataset(args.data, split, config) for split in ("train", "val")}
+    data = {split: CourseDataset(args.data, split, config.data) for split in ("train", "val")}
     data["train"].indices = data["train"].indices[:IMAGES]
-    accelerator, rows = Accelerator(mixed_precision=precision(config.mixed_precision)), []
+    accelerator, rows = Accelerator(mixed_precision=precision(config.training.mixed_precision)), []
     for seed in args.seeds:
         for kind in KINDS:
             rows.append({"statistics": kind, "seed": seed} | recall(kind, seed, args.weights, data, accelerator))

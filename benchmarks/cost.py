@@ -17,17 +17,18 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from benchmarks.inference import models, picture
 from benchmarks.timing import arguments, save, seconds, synchronise, table, threads
-from lib import draw
+from lib import boxhead, maskhead
 from lib.boxhead import refine, stack_rois
 from lib.config import PROFILES, Config
-from lib.data import content_size, preprocess_images
-from lib.evaluate import encode_masks, encode_pasted
-from lib.fast import for_inference
-from lib.maskhead import class_masks
+from lib.machine.folders import paths
+from lib.maskhead import class_masks, paste_masks
 from lib.maskrcnn import MaskRCNN
-from lib.report import save_table
+from lib.notebook import draw
+from lib.notebook.figures import save_figure
+from lib.notebook.report import save_table
+from lib.preprocess import content_size, preprocess_images
 from lib.rpn import propose
-from lib.runtime import paths, save_figure
+from lib.scores.results import encode_masks
 
 NAME = "06_cost"
 SHARES = {"image size": (0.5, 0.75, 1.0), "proposals": (0.1, 0.5, 1.0), "detections": (0.1, 0.5, 1.0)}
@@ -53,31 +54,31 @@ def untimed(part: str) -> None:
 
 @torch.no_grad()
 def run_ours(model: MaskRCNN, images: Tensor, clock: Callable[[str], None]) -> None:
-    """Pictures (B, 3, H, W) uint8 to run-length codes, part by part, as `MaskRCNN.find` goes."""
+    """Pictures (B, 3, H, W) uint8 to run-length codes, part by part, as `MaskRCNN.forward` goes."""
     config, size = model.config, tuple(images.shape[2:])
-    content = content_size(*size, config)
-    x = preprocess_images(images, config)
+    content = content_size(*size, config.image)
+    x = preprocess_images(images, config.image)
     clock("preprocessing")
     features = model.features(x)
     clock("backbone")
     outputs = model.rpn(features)
     clock("RPN head")
-    boxes = [p["boxes"] for p in propose(*outputs, model.anchors(features), content, config, False)]
+    boxes = [p["boxes"] for p in propose(*outputs, model.anchors(features), content, config.rpn, False)]
     clock("proposals")
-    pooled = model.pool(features, *stack_rois(boxes), config.box_pool_size)
+    pooled = model.pool(features, *stack_rois(boxes), boxhead.POOL_SIZE)
     clock("RoIAlign, boxes")
     outputs = model.box_head(pooled)
     clock("box head")
-    found = refine(*outputs, boxes, content, config)
+    found = refine(*outputs, boxes, content, config.boxhead)
     clock("detections")
     boxes = [f["boxes"] for f in found]
-    pooled = model.pool(features, *stack_rois(boxes), config.mask_pool_size)
+    pooled = model.pool(features, *stack_rois(boxes), maskhead.POOL_SIZE)
     clock("RoIAlign, masks")
     masks = class_masks(model.mask_head(pooled), torch.cat([f["labels"] for f in found])).sigmoid()
     clock("mask head")
     scale = boxes[0].new_tensor([size[1] / content[1], size[0] / content[0]] * 2)
     for b, m in zip(boxes, masks.split([len(b) for b in boxes]), strict=True):
-        encode_pasted(m, b * scale, size, config.mask_threshold)
+        encode_masks(paste_masks(m, b * scale, size))
     clock("paste and encode")
 
 
@@ -138,11 +139,11 @@ def growth(ours: MaskRCNN, peer: nn.Module, image: Tensor, runs: int) -> list[di
     for name, share, batch in [*cases, *(("batch", 1.0, batch) for batch in BATCHES)]:
         changed = {
             "image size": {
-                "image_height": round(config.image_height * share),
-                "image_width": round(config.image_width * share),
+                "image.height": round(config.image.height * share),
+                "image.width": round(config.image.width * share),
             },
-            "proposals": {"rpn_post_nms_test": round(config.rpn_post_nms_test * share)},
-            "detections": {"box_post_nms_test": round(config.box_post_nms_test * share)},
+            "proposals": {"rpn.test.post_nms": round(config.rpn.test.post_nms * share)},
+            "detections": {"boxhead.test.post_nms": max(1, round(config.boxhead.test.post_nms * share))},
         }.get(name, {})
         set_config(ours, peer, config.replace(**changed))
         images = image.expand(batch, *image.shape)
@@ -158,16 +159,15 @@ def growth(ours: MaskRCNN, peer: nn.Module, image: Tensor, runs: int) -> list[di
 def set_config(ours: MaskRCNN, peer: nn.Module, config: Config) -> None:
     """Image size and numbers of proposals and detections, on both sides."""
     ours.config = config
-    peer.transform.min_size, peer.transform.max_size = (config.image_height,), config.image_width
-    peer.rpn._post_nms_top_n["testing"] = config.rpn_post_nms_test
-    peer.roi_heads.detections_per_img = config.box_post_nms_test
+    peer.transform.min_size, peer.transform.max_size = (config.image.height,), config.image.width
+    peer.rpn._post_nms_top_n["testing"] = config.rpn.test.post_nms
+    peer.roi_heads.detections_per_img = config.boxhead.test.post_nms
 
 
 def measure(config: Config, runs: int = 3) -> list[dict]:
     """The table: a row for each part, then for each case of `growth`."""
     image = picture()
-    plain, peer = models(image, config)
-    ours = for_inference(plain)
+    ours, peer = models(image, config)
     return by_part(ours, peer, image[None], runs) + growth(ours, peer, image, runs)
 
 
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments("cost", "The cost of inference by part, beside torchvision's.", 3)
     parser.add_argument("--profile", choices=PROFILES, default="course")
     args = parser.parse_args(argv)
-    config = PROFILES[args.profile].replace(backbone_weights="none")
+    config = PROFILES[args.profile].replace(**{"backbone.weights": "none"})
     folder = paths().figures if args.out.parent == paths().figures / "benchmarks" else args.out.parent
     for count in args.threads[-1:]:
         with threads(count):

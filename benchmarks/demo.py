@@ -21,20 +21,23 @@ from tqdm import tqdm
 
 from benchmarks.timing import machine
 from lib.anchors import LEVELS
-from lib.backbone import backbone_file
-from lib.checkpoint import fingerprint, load_model
 from lib.config import STAGES, Config, load_config
-from lib.data import FILES, CourseDataset, prepare
-from lib.evaluate import coco_evaluation, collect_results, evaluate_model, ground_truth
+from lib.data.batches import prepare
+from lib.data.reader import FILES, CourseDataset
+from lib.data.scenes import write_scenes
+from lib.data.sources import ensure_data
+from lib.machine.device import keep_memory
+from lib.machine.errors import command_errors
+from lib.machine.folders import paths
 from lib.maskhead import mask_targets, paste_masks
 from lib.maskrcnn import MaskRCNN
 from lib.matching import NEGATIVE, POSITIVE
-from lib.report import save_table
-from lib.rpn import anchor_labels
-from lib.run import ensure_data
-from lib.runtime import command_errors, keep_memory, paths
-from lib.synthetic import write_scenes
-from lib.train import loader, train_stage
+from lib.notebook.report import save_table
+from lib.rpn import rpn_targets
+from lib.scores.coco_ap import coco_evaluation, ground_truth
+from lib.scores.evaluate import collect_results, evaluate_model
+from lib.training.checkpoint import fingerprint, load_model
+from lib.training.loop import loader, train_stage
 
 SCORED_SCENES = 1000
 SCORED, CHOSEN_ON = 1001, 1000  # seeds of the scenes that figures are read on, and of those that recipes are chosen by
@@ -84,7 +87,7 @@ def scores_after(stage: str, model: MaskRCNN, data: CourseDataset) -> dict[str, 
 
 def proposal_recalls(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
     """The mean recall over IoU .50:.05:.95 of the best 100 proposals and of all N, and of the best ten at IoU .5."""
-    proposals, limits = collect_results(model, data, "rpn")["proposals"], (10, 100, model.config.rpn_post_nms_test)
+    proposals, limits = collect_results(model, data, "rpn")["proposals"], (10, 100, model.config.rpn.test.post_nms)
     recall = coco_evaluation(ground_truth(data), proposals, "bbox", limits, classes=False, sizes=False).eval["recall"]
     return {
         "AR@100": float(recall[:, 0, 0, 1].mean()),
@@ -97,12 +100,13 @@ def proposal_recalls(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
 def objectness_gaps(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
     """By level: the mean objectness of the positive anchors less that of the negative ones."""
     sums = torch.zeros(2, len(LEVELS), 2, dtype=torch.double)  # (label, level): total and count
-    for images, targets in loader(data, model.config.eval_batch_size, torch.device("cpu")):
-        x, targets, content = prepare(images, targets, model.config)
+    for images, targets in loader(data, model.config.evaluation.batch_size, torch.device("cpu")):
+        x, targets, content = prepare(images, targets, model.config.image)
         features = model.features(x)
         logits, _ = model.rpn(features)
-        labels, _ = anchor_labels(features, model.anchors(features), targets, content, model.config)
-        sizes = [f.shape[2] * f.shape[3] * len(model.config.anchor_ratios) for f in features]
+        anchors = model.anchors(features)
+        labels = torch.stack([rpn_targets(anchors, t["boxes"], content, model.config.rpn)[0] for t in targets])
+        sizes = [f.shape[2] * f.shape[3] * len(model.config.anchors.ratios) for f in features]
         for k, (p, label) in enumerate(zip(logits.sigmoid().split(sizes, 1), labels.split(sizes, 1), strict=True)):
             for row, kind in enumerate((POSITIVE, NEGATIVE)):
                 chosen = p[label == kind]
@@ -111,14 +115,14 @@ def objectness_gaps(model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
     return {name: float(gap) for name, gap in zip(LEVELS, means[0] - means[1], strict=True) if gap.isfinite()}
 
 
-def mask_ceiling(data: CourseDataset, config: Config) -> float:
+def mask_ceiling(data: CourseDataset) -> float:
     """The mean IoU of objects with their own masks, cropped to 28 x 28 in their true boxes and pasted back."""
     overlaps = []
     for i in tqdm(range(min(len(data), 200)), "ceiling", leave=False):
         target = data.target(i)
         boxes, masks = target["boxes"], target["masks"]
-        small = mask_targets(boxes, torch.arange(len(boxes)), masks, 2 * config.mask_pool_size)
-        pasted = paste_masks(small, boxes, tuple(masks.shape[-2:]), config.mask_threshold)
+        small = mask_targets(boxes, torch.arange(len(boxes)), masks)
+        pasted = paste_masks(small, boxes, tuple(masks.shape[-2:]))
         overlaps += _mask_iou(pasted.bool(), masks.bool()).tolist()
     return float(np.mean(overlaps))
 
@@ -129,7 +133,7 @@ def _mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def run_seed(config: Config, data: Path, scored: CourseDataset, weights: Path) -> dict:
     """Train all stages -> the rows after each, and what training took: CPU and wall seconds, the peak of memory."""
-    record = {"seed": config.seed, "scores": {}, "cpu_seconds": {}, "seconds": {}, "peak_gb": {}}
+    record = {"seed": config.training.seed, "scores": {}, "cpu_seconds": {}, "seconds": {}, "peak_gb": {}}
     for stage in STAGES:
         started, wall = time.process_time(), time.perf_counter()
         train_stage(stage, config, data, weights, restart=True)  # a kept stage would have no time
@@ -156,18 +160,18 @@ def table(records: Sequence[dict]) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.demo", description="What each stage of the demo reaches.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
+    parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
     args = parser.parse_args(argv)
     keep_memory()
     config = load_config("demo", args.set)
-    data, backbone = ensure_data("synthetic", config), fingerprint(backbone_file(config))
+    data, backbone = ensure_data("synthetic", config), fingerprint(config.backbone.file)
     scored, records = CourseDataset(scored_scenes()), []
     for seed in args.seeds:
         path = args.out / f"demo_{backbone}_{seed}.json"
         if not path.is_file():
-            record = run_seed(config.replace(seed=seed), data, scored, seed_weights(seed))
-            record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored, config)}
+            record = run_seed(config.replace(**{"training.seed": seed}), data, scored, seed_weights(seed))
+            record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored)}
             args.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record, indent=1) + "\n")
         records.append(json.loads(path.read_text()))

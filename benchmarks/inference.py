@@ -27,18 +27,18 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from benchmarks.accuracy import torchvision_model
 from benchmarks.timing import arguments, compare, save, table, threads
+from lib import boxhead, maskhead
 from lib.boxes import clip, decode
-from lib.boxhead import stack_rois
-from lib.config import NUM_CLASSES, Config
-from lib.evaluate import encode_masks, encode_pasted
-from lib.fast import for_inference
-from lib.maskhead import class_masks
+from lib.boxhead import NUM_CLASSES, stack_rois
+from lib.config import Config
+from lib.data.scenes import scene
+from lib.machine.device import keep_memory
+from lib.maskhead import class_masks, paste_masks
 from lib.maskrcnn import MaskRCNN
 from lib.rpn import propose
-from lib.runtime import keep_memory
-from lib.synthetic import scene
+from lib.scores.results import encode_masks
 
-CONFIG = Config(backbone_weights="none")
+CONFIG = Config().replace(**{"backbone.weights": "none"})
 SAME_PIXELS = 0.999  # of pasted masks; torchvision rounds the boxes to whole pixels first, ours does not
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # torchvision's box head learns deltas times these
 
@@ -52,15 +52,15 @@ def picture(seed: int = 0) -> Tensor:
 def models(image: Tensor, config: Config) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
     """Ours and torchvision's, on the CPU in eval mode, with the same weights."""
     torch.manual_seed(0)
-    if config.backbone == "maskrcnn_resnet50_fpn":
+    if config.backbone.name == "maskrcnn_resnet50_fpn":
         backbone = _resnet_fpn_extractor(resnet50(weights=None, norm_layer=FrozenBatchNorm2d), 3)
-        sizes = {"min_size": config.image_height, "max_size": config.image_width}
+        sizes = {"min_size": config.image.height, "max_size": config.image.width}
         peer = TorchvisionMaskRCNN(backbone, NUM_CLASSES + 1, **sizes)
     else:
         peer = torchvision_model(config).cpu()
     peer.eval()
-    peer.rpn._post_nms_top_n["testing"] = config.rpn_post_nms_test
-    peer.roi_heads.detections_per_img = config.box_post_nms_test
+    peer.rpn._post_nms_top_n["testing"] = config.rpn.test.post_nms
+    peer.roi_heads.detections_per_img = config.boxhead.test.post_nms
     calibrate(peer, image, config)
     ours = MaskRCNN(config, copy.deepcopy(peer.backbone)).eval()
     copy_heads(peer, ours)
@@ -140,12 +140,6 @@ def scale(layer: nn.Module, output: Tensor, target: float) -> None:
 
 def run_ours(model: MaskRCNN, image: Tensor) -> list[dict]:
     """A picture (3, H, W) uint8 -> the run-length codes of its masks."""
-    found = model.find(image[None])[0]
-    return encode_pasted(found["masks"], found["boxes"], tuple(image.shape[1:]), model.config.mask_threshold)
-
-
-def run_plain(model: MaskRCNN, image: Tensor) -> list[dict]:
-    """The same with whole masks."""
     return encode_masks(model(image[None])[0]["masks"])
 
 
@@ -159,27 +153,23 @@ def check_counts(ours: MaskRCNN, peer: TorchvisionMaskRCNN, image: Tensor) -> No
     hook = peer.rpn.register_forward_hook(lambda module, inputs, outputs: counts.append(len(outputs[0][0])))
     counts.append(len(run_torchvision(peer, image)))
     hook.remove()
-    found = ours.find(image[None])[0]
+    found = ours(image[None])[0]
     counts += [len(found["proposals"]), len(found["boxes"])]
-    assert counts == [config.rpn_post_nms_test, config.box_post_nms_test] * 2, counts
+    assert counts == [config.rpn.test.post_nms, config.boxhead.test.post_nms] * 2, counts
 
 
 @torch.no_grad()
 def end_to_end(image: Tensor, config: Config, runs: int) -> list[dict]:
-    """What each step of ours brings, against torchvision as it is, and last against torchvision with our allocator."""
-    plain, peer = models(image, config)
-    fast = for_inference(plain)
-    for model in (plain, fast):
-        check_counts(model, peer, image)
+    """Ours against torchvision as it is, without and with the allocator as our commands set it, and with it on both."""
+    model, peer = models(image, config)
+    check_counts(model, peer, image)
     steps = {
-        "the model as it is": (lambda: run_plain(plain, image), False, False),
-        "masks encoded in their boxes": (lambda: run_ours(plain, image), False, False),
-        "and for_inference": (lambda: run_ours(fast, image), False, False),
-        "and keep_memory: end to end": (lambda: run_ours(fast, image), True, False),
-        "keep_memory on both sides": (lambda: run_ours(fast, image), True, True),
+        "the model as it is": (False, False),
+        "with keep_memory, as commands have it": (True, False),
+        "keep_memory on both sides": (True, True),
     }
-    rows = []
-    for name, (ours, ours_keeps, peer_keeps) in steps.items():
+    rows, ours = [], partial(run_ours, model, image)
+    for name, (ours_keeps, peer_keeps) in steps.items():
         theirs = partial(run_torchvision, peer, image)
         before = (partial(settle, ours, ours_keeps), partial(settle, theirs, peer_keeps))
         keep_memory(ours_keeps)
@@ -200,8 +190,8 @@ def settle(work: Callable, keep: bool) -> None:
 @torch.no_grad()
 def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
     """Each part on the same inputs as torchvision's, first asserted to agree."""
-    plain, peer = models(image, config)
-    ours, roi, size = for_inference(plain), peer.roi_heads, tuple(image.shape[1:])
+    ours, peer = models(image, config)
+    roi, size = peer.roi_heads, tuple(image.shape[1:])
     images, _ = peer.transform([image.float() / 255])
     content, x = images.image_sizes[0], images.tensors
     maps = peer.backbone(x)
@@ -209,11 +199,11 @@ def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
     anchors = peer.rpn.anchor_generator(images, features)
     proposals, _ = peer.rpn(images, maps)
     counts = [3 * f.shape[2] * f.shape[3] for f in features]
-    pooled = aligned(features, proposals[0], roi.box_roi_pool, config.box_pool_size)
+    pooled = aligned(features, proposals[0], roi.box_roi_pool, boxhead.POOL_SIZE)
     logits, deltas = roi.box_predictor(roi.box_head(pooled))
     (boxes,), _, (labels,) = roi.postprocess_detections(logits, deltas, proposals, [content])
     rows, best = torch.arange(len(logits)), logits[:, 1:].max(1).indices
-    mask_pooled = aligned(features, boxes, roi.mask_roi_pool, config.mask_pool_size)
+    mask_pooled = aligned(features, boxes, roi.mask_roi_pool, maskhead.POOL_SIZE)
     coarse = torch.randn(len(boxes), 1, 5, 5, generator=torch.Generator().manual_seed(0)) * 4 + 2
     masks = F.interpolate(coarse, (28, 28), mode="bicubic")[:, 0].sigmoid()  # to paste: outlines as a trained model's
     small = boxes * torch.tensor([size[1] / content[1], size[0] / content[0]] * 2)
@@ -242,13 +232,13 @@ def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
     agreement = {
         "features": relative(ours.features(channels_last[0]), features),
         "RPN outputs": relative([v.squeeze(0) for v in ours.rpn(last_maps)], [rpn_outputs[0][:, 0], rpn_outputs[1]]),
-        "pooled": relative([ours.pool(last_maps, *stack_rois(proposals), config.box_pool_size)], [pooled]),
+        "pooled": relative([ours.pool(last_maps, *stack_rois(proposals), boxhead.POOL_SIZE)], [pooled]),
         "decoded anchors, px": worst(
             decode(rpn_outputs[1], anchors[0]), peer.rpn.box_coder.decode(rpn_outputs[1], anchors)[:, 0]
         ),
         "boxes, px": worst(our_boxes(channels_last[1]), their_boxes(pooled)),
         "mask probabilities": worst(class_masks(ours.mask_head(channels_last[2]), labels).sigmoid(), their_masks()),
-        "mask pixels": same_pixels(encode_pasted(masks, small, size, 0.5), their_codes()),
+        "mask pixels": same_pixels(encode_masks(paste_masks(masks, small, size)), their_codes()),
     }
     print("agreement:", {name: float(f"{value:.6g}") for name, value in agreement.items()})
     assert max(agreement["decoded anchors, px"], agreement["boxes, px"]) < 0.01
@@ -257,18 +247,18 @@ def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
     pairs = {
         "backbone": (lambda: ours.features(channels_last[0]), lambda: peer.backbone(x)),
         "RPN head": (lambda: ours.rpn(last_maps), lambda: concat_box_prediction_layers(*peer.rpn.head(features))),
-        "proposals": (lambda: propose(*our_outputs, anchors[0], content, config, False), their_proposals),
+        "proposals": (lambda: propose(*our_outputs, anchors[0], content, config.rpn, False), their_proposals),
         "RoIAlign, boxes": (
-            lambda: ours.pool(last_maps, *stack_rois(proposals), config.box_pool_size),
+            lambda: ours.pool(last_maps, *stack_rois(proposals), boxhead.POOL_SIZE),
             lambda: roi.box_roi_pool(maps, proposals, [content]),
         ),
         "box head": (lambda: our_boxes(channels_last[1]), lambda: their_boxes(pooled)),
         "RoIAlign, masks": (
-            lambda: ours.pool(last_maps, *stack_rois([boxes]), config.mask_pool_size),
+            lambda: ours.pool(last_maps, *stack_rois([boxes]), maskhead.POOL_SIZE),
             lambda: roi.mask_roi_pool(maps, [boxes], [content]),
         ),
         "mask head": (lambda: class_masks(ours.mask_head(channels_last[2]), labels).sigmoid(), their_masks),
-        "paste and encode": (lambda: encode_pasted(masks, small, size, 0.5), their_codes),
+        "paste and encode": (lambda: encode_masks(paste_masks(masks, small, size)), their_codes),
     }
     return [{**compare(name, *pair, runs), "agreement": agreement} for name, pair in pairs.items()]
 

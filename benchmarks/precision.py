@@ -1,9 +1,9 @@
-"""What folding BatchNorm and storing the backbone in half precision change: AP of the same system in three ways.
+"""What storing the backbone in half precision changes: AP of the same system in two ways.
 
     python -m benchmarks.precision --weights weights/demo
 
-*as trained*: every layer as it is, float32. *folded*: `lib.fast`'s copy, which scores are taken with. *half*: trunk and
-pyramid rounded to half precision, as `lib.pretrain` stores them. A difference should stay below 0.002.
+*as trained*: every layer as it is, float32. *half*: trunk and pyramid rounded to half precision, as `python -m lib
+pretrain` stores them. The difference should stay below 0.002.
 """
 
 import argparse
@@ -11,17 +11,18 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.demo import scored_scenes
 from benchmarks.timing import machine
-from lib import evaluate
-from lib.checkpoint import backbone_origin, load_model
-from lib.data import CourseDataset
+from lib.data.reader import CourseDataset
+from lib.machine.device import keep_memory
+from lib.machine.errors import command_errors
+from lib.machine.folders import paths
 from lib.maskrcnn import MaskRCNN
-from lib.runtime import command_errors, keep_memory, paths
+from lib.scores.evaluate import evaluate_model
+from lib.training.checkpoint import backbone_origin, load_model
 
 
 @torch.no_grad()
@@ -35,16 +36,14 @@ def rounded(model: MaskRCNN) -> MaskRCNN:
 
 
 def differences(model: MaskRCNN, data: CourseDataset) -> dict[str, dict[str, float]]:
-    """Box and mask AP in the three ways."""
-    with patch("lib.evaluate.for_inference", lambda model: model.eval()):
-        scores = {"as trained": evaluate.evaluate_model(model, data)}
-    scores |= {"folded": evaluate.evaluate_model(model, data), "half": evaluate.evaluate_model(rounded(model), data)}
+    """Box and mask AP in the two ways."""
+    scores = {"as trained": evaluate_model(model, data), "half": evaluate_model(rounded(model), data)}
     return {way: {kind: score[kind]["AP"] for kind in ("box", "mask")} for way, score in scores.items()}
 
 
 @command_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.precision", description="AP folded and in half precision.")
+    parser = argparse.ArgumentParser("python -m benchmarks.precision", description="AP in half precision.")
     parser.add_argument("--weights", type=Path, default=paths().weights / "demo", help="folder of the trained stages")
     parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
     args = parser.parse_args(argv)

@@ -19,27 +19,28 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from benchmarks.inference import BOX_WEIGHTS, models, picture
 from benchmarks.timing import arguments, compare, save, table, threads
+from lib import boxhead, maskhead
 from lib.anchors import STRIDES
 from lib.boxhead import sample_proposals, stack_rois
 from lib.config import Config, load_config
+from lib.machine.errors import command_errors
 from lib.maskhead import class_masks, mask_targets
 from lib.roi_align import pool, pyramid_level
-from lib.runtime import command_errors
-from lib.stages import BoxHeadStage, MaskHeadStage, RPNStage, mask_samples
+from lib.training.stages import BoxHeadStage, Learner, MaskHeadStage, RPNStage, mask_samples
 
 BATCH = 2
 PRECISIONS = ("float32", "bf16")
 PROPOSALS = 1000  # an image, for the box head to sample from
 SAME = (
-    "rpn_batch_samples=512",  # torchvision's 256 an image
-    "box_batch_samples=1024",  # its 512 an image
-    "box_positive_fraction=0.25",
-    "box_positive_iou=0.5",
-    "cross_boundary=clip",  # it keeps the anchors that cross the boundary
-    "rpn_negatives=uniform",  # it draws from all levels as from one
-    "smooth_l1_beta=0.1111111111111111",
-    "box_post_nms_train=100",  # boxes an image that train the mask head, for both; fewer with --set
-    "box_nms_iou_train=1.0",  # ... so that NMS leaves so many
+    "rpn.batch_samples=512",  # torchvision's 256 an image
+    "boxhead.batch_samples=1024",  # its 512 an image
+    "boxhead.positive_fraction=0.25",
+    "boxhead.positive_iou=0.5",
+    "rpn.cross_boundary=clip",  # it keeps the anchors that cross the boundary
+    "rpn.negatives=uniform",  # it draws from all levels as from one
+    "rpn.smooth_l1_beta=0.1111111111111111",
+    "boxhead.train.post_nms=100",  # boxes an image that train the mask head, for both; fewer with --set
+    "boxhead.train.nms_iou=1.0",  # ... so that NMS leaves so many
 )
 
 
@@ -48,7 +49,7 @@ class Work:
 
     def __init__(self, config: Config):
         generator = torch.Generator().manual_seed(0)
-        self.config, (self.height, self.width) = config, config.padded_size
+        self.config, (self.height, self.width) = config, config.image.padded_size
         self.ours, self.peer = models(picture(), config)
         self.peer.to(memory_format=torch.channels_last)  # faster for it too
         image = torch.zeros(BATCH, 3, self.height, self.width).to(memory_format=torch.channels_last)
@@ -60,7 +61,7 @@ class Work:
         centre = torch.tensor([[0.3, 0.4], [0.7, 0.5], [0.5, 0.7]])
         boxes = torch.cat([centre - 0.2, centre + 0.2], dim=1) * size
         self.targets = [self._target(boxes * shrink) for shrink in (1.0, 0.9)]
-        self.proposals = [around(t["boxes"], self.config.padded_size, PROPOSALS, generator) for t in self.targets]
+        self.proposals = [around(t["boxes"], self.config.image.padded_size, PROPOSALS, generator) for t in self.targets]
         self.images = ImageList(image, [(self.height, self.width)] * BATCH)
 
     def _target(self, boxes: Tensor) -> dict:
@@ -123,8 +124,9 @@ def peer_mask(peer: TorchvisionMaskRCNN, images: ImageList, maps: dict, targets:
 
 
 def rpn_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
-    stage, content = RPNStage(work.ours).train(), (work.height, work.width)
-    check_rpn(stage, work)
+    stage, content = RPNStage(work.ours), (work.height, work.width)
+    learner = Learner(stage)
+    check_rpn(learner, work)
 
     def ours():
         backward(stage.loss(stage.sample(work.features, work.targets, content)))
@@ -139,24 +141,25 @@ def rpn_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
     yield "RPN, peer with the proposals that it makes in training", ours, peer_with_proposals
 
 
-def check_rpn(stage: RPNStage, work: Work) -> None:
+def check_rpn(learner: Learner, work: Work) -> None:
     """At the anchors that ours samples, torchvision's dense head predicts the same."""
     with torch.no_grad():
-        stage.eval()
-        samples = stage.sample(work.features, work.targets, (work.height, work.width))
-        logits, deltas = stage.model.rpn.at_patches(samples["patches"], samples["slots"])
+        learner.eval()
+        samples = learner.stage.sample(work.features, work.targets, (work.height, work.width))
+        logits, deltas = learner.model.rpn.at_patches(samples["patches"], samples["ratios"])
         dense = concat_box_prediction_layers(*work.peer.rpn.head(work.features))
         which = samples["images"] * (len(dense[0]) // BATCH) + samples["anchors"]
         assert_close(logits, dense[0].flatten()[which], atol=1e-3, rtol=1e-3)
         assert_close(deltas, dense[1][which], atol=1e-3, rtol=1e-3)
-        stage.train()
+        learner.train()
 
 
 def box_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
-    stage = BoxHeadStage(work.ours).train()
+    stage = BoxHeadStage(work.ours)
+    Learner(stage).train()
     proposals = [{"boxes": p} for p in work.proposals]
     with torch.no_grad():  # the same pooled features, classes and boxes
-        pooled = pooled_as_by_peer(work, work.proposals, work.config.box_pool_size)
+        pooled = pooled_as_by_peer(work, work.proposals, boxhead.POOL_SIZE)
         theirs = work.peer.roi_heads.box_roi_pool(work.maps, work.proposals, work.images.image_sizes)
         assert_close(pooled, theirs, atol=1e-3, rtol=1e-3)
         logits, deltas = work.ours.box_head(pooled)
@@ -165,8 +168,8 @@ def box_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
         assert_close(deltas * torch.tensor(BOX_WEIGHTS), their_deltas.view(-1, 4, 4)[:, 1:], atol=1e-3, rtol=1e-3)
 
     def ours():
-        chosen = sample_proposals(proposals, work.targets, work.config)
-        pooled = work.ours.pool(work.features, chosen["rois"], chosen["images"], work.config.box_pool_size)
+        chosen = sample_proposals(proposals, work.targets, work.config.boxhead)
+        pooled = work.ours.pool(work.features, chosen["rois"], chosen["images"], boxhead.POOL_SIZE)
         backward(stage.loss({"pooled": pooled, "labels": chosen["labels"], "deltas": chosen["deltas"]}))
 
     def peer():
@@ -180,20 +183,21 @@ def pooled_as_by_peer(work: Work, boxes: Sequence[Tensor], size: int) -> Tensor:
     pixel of its own `roi_align(aligned=True)`, which ours follows.
     """
     rois, images = stack_rois(boxes)
-    levels = pyramid_level(rois, work.config.canonical_level, work.config.canonical_size)
+    levels = pyramid_level(rois, work.config.roi_align.canonical_size)
     shifted, scales = rois + 2.0 ** (levels[:, None] - 1), [1 / stride for stride in STRIDES[:4]]
-    return pool(work.features[:4], scales, shifted, images, levels - 2, size, work.config.roi_samples)
+    return pool(work.features[:4], scales, shifted, images, levels - 2, size)
 
 
 def mask_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
-    stage = MaskHeadStage(work.ours).train()
-    rois = [p[: work.config.box_post_nms_train] for p in work.proposals]
+    stage = MaskHeadStage(work.ours)
+    Learner(stage).train()
+    rois = [p[: work.config.boxhead.train.post_nms] for p in work.proposals]
     matched = [torch.arange(len(r)) % len(t["labels"]) for r, t in zip(rois, work.targets, strict=True)]
     pairs = zip(rois, matched, work.targets, strict=True)
     chosen = [{"boxes": r, "matched": m, "labels": t["labels"][m]} for r, m, t in pairs]
     with torch.no_grad():  # the same masks and the same targets
         labels = torch.cat([c["labels"] for c in chosen])
-        pooled = pooled_as_by_peer(work, rois, work.config.mask_pool_size)
+        pooled = pooled_as_by_peer(work, rois, maskhead.POOL_SIZE)
         logits = class_masks(work.ours.mask_head(pooled), labels)
         heads = work.peer.roi_heads
         theirs = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(work.maps, rois, work.images.image_sizes)))
@@ -228,7 +232,7 @@ def steps(config: Config, runs: int, precisions: Sequence[str]) -> Iterator[dict
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments("stages", "Training steps beside torchvision's modules.", runs=9)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the config")
+    parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
     args = parser.parse_args(argv)
     config, rows = load_config("course", [*SAME, *args.set]), []
     for count in args.threads:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.runtime import paths
+from lib.machine.folders import paths
 
 PACKAGES = ("torch", "torchvision", "numpy", "pycocotools")
 

@@ -1,10 +1,11 @@
 """The shared feature extractor: a torchvision trunk with a feature pyramid on top (§3).
 
-    images (B, 3, Hp, Wp) float, normalised -> an ordered dict of P2 ... P6, each (B, C, Sy, Sx) with C = `out_channels`
+    images (B, 3, Hp, Wp) float, normalised -> an ordered dict of P2 ... P6, each (B, F, Sy, Sx) with F = `out_channels`
 
 Any module with this output and an `out_channels` will do: `MaskRCNN(config, backbone=...)`. FPN: Lin et al. 2017.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -16,44 +17,55 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from lib.config import Config
+from lib.machine.numbers import Numbers, count, number
 
-TRUNK_STRIDES = (4, 8, 16, 32)  # C2 ... C5
+TRUNK_STRIDES = (4, 8, 16, 32)  # of the trunk's maps that the pyramid is built on
+PARTS = ("none", "fpn", "all")  # what of a backbone may learn: nothing, the pyramid, or the trunk too
 
 
-def build_backbone(config: Config) -> nn.Module:
+@dataclass(frozen=True)
+class BackboneConfig(Numbers):
+    # torchvision's backbone of this name, or any of its classification trunks ("resnet18") under a new pyramid
+    name: str = number("maskrcnn_resnet50_fpn", "the trunk, and with what pyramid", "§3")
+    # a name of torchvision's weights API; a file of `python -m lib pretrain`, from the project's folder; or "none"
+    weights: str = number("DEFAULT", "a name of torchvision's, a file of trunk and pyramid, or none", "§3")
+    channels: int = count(256, "F, channels of every map of a new pyramid", "§3")
+    frozen_blocks: int = number(0, "the first blocks of the trunk, which never learn", low=0)
+    batchnorm: str = number("frozen", "the trunk's BatchNorms when it learns", options=("frozen", "trained"))
+
+    @property
+    def file(self) -> Path | None:
+        """The file that `weights` names, if it names one: from the project's folder, or absolute."""
+        stored = self.weights.endswith(".safetensors")
+        return Path(__file__).resolve().parent.parent / self.weights if stored else None
+
+
+def build_backbone(config: BackboneConfig) -> nn.Module:
     """The backbone that the config names, with its weights.
 
     "maskrcnn_resnet50_fpn" is the backbone of torchvision's model of that name, trained on COCO; any other name is a
-    torchvision classification trunk under a new pyramid, or, where the weights are a file of `lib.pretrain`, trunk and
-    pyramid from there. Raises ValueError for an unknown name or unavailable weights.
+    torchvision classification trunk under a new pyramid, or, where the weights are a file of `python -m lib pretrain`,
+    trunk and pyramid from there. Raises ValueError for an unknown name or unavailable weights.
     """
-    if file := backbone_file(config):
-        return load_backbone(_build(config.replace(backbone_weights="none")), file)
+    if config.file:
+        return load_backbone(_build(replace(config, weights="none")), config.file)
     return _build(config)
 
 
-def _build(config: Config) -> nn.Module:
+def _build(config: BackboneConfig) -> nn.Module:
     try:
-        if config.backbone == "maskrcnn_resnet50_fpn":
-            weights = None if config.backbone_weights == "none" else config.backbone_weights
+        if config.name == "maskrcnn_resnet50_fpn":
+            weights = None if config.weights == "none" else config.weights
             return maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None).backbone
         return _trunk_with_fpn(config)
     except (URLError, OSError) as error:
         raise ValueError(
-            f"the weights {config.backbone_weights!r} of {config.backbone!r} can be neither found "
+            f"the weights {config.weights!r} of {config.name!r} can be neither found "
             f"in torch hub's cache ({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): "
-            "put the file there, connect to the internet, or set backbone_weights=none"
+            "put the file there, connect to the internet, or set backbone.weights=none"
         ) from None
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:  # a vision transformer asserts, say
-        raise ValueError(f"backbone {config.backbone!r} with weights {config.backbone_weights!r}: {error}") from None
-
-
-def backbone_file(config: Config) -> Path | None:
-    """The file that `config.backbone_weights` names, if it names one: from the project's folder, or absolute."""
-    if not config.backbone_weights.endswith(".safetensors"):
-        return None
-    return Path(__file__).resolve().parent.parent / config.backbone_weights
+        raise ValueError(f"backbone {config.name!r} with weights {config.weights!r}: {error}") from None
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
@@ -61,7 +73,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
     if not path.is_file():
         raise ValueError(
             f"the backbone's weights {path} are missing: restore the file (`git checkout {path}`), make it with "
-            "`python -m lib.pretrain`, or set backbone_weights=none"
+            "`python -m lib pretrain`, or set backbone.weights=none"
         )
     try:
         backbone.load_state_dict(load_file(path))
@@ -71,20 +83,18 @@ def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
     return backbone
 
 
-def _trunk_with_fpn(config: Config) -> nn.Module:
+def _trunk_with_fpn(config: BackboneConfig) -> nn.Module:
     weights = None
-    if config.backbone_weights != "none":
-        weights = get_model_weights(config.backbone)[config.backbone_weights]
-    trunk = get_model(config.backbone, weights=weights)
-    trunk = getattr(
-        trunk, "features", trunk
-    )  # mobilenets, efficientnets, convnexts; a resnet is its own list of children
+    if config.weights != "none":
+        weights = get_model_weights(config.name)[config.weights]
+    trunk = get_model(config.name, weights=weights)
+    trunk = getattr(trunk, "features", trunk)  # of a mobilenet, say; a resnet is its own list of children
     last = _last_block_of_each_stride(trunk)
     return BackboneWithFPN(
         trunk,
         return_layers={name: str(level) for level, (name, _) in enumerate(last)},
         in_channels_list=[channels for _, channels in last],
-        out_channels=config.fpn_channels,
+        out_channels=config.channels,
     )
 
 
@@ -104,14 +114,3 @@ def _last_block_of_each_stride(trunk: nn.Module) -> list[tuple[str, int]]:
     if missing:
         raise ValueError(f"this trunk has no feature map at stride {missing[0]}")
     return [last[stride] for stride in TRUNK_STRIDES]
-
-
-def backbone_parts(backbone: nn.Module, trains: str, frozen_blocks: int) -> list[nn.Module]:
-    """The modules of the backbone that learn where `trains` is "none", "fpn" or "all" (the trunk but its first
-    blocks).
-    """
-    if trains == "none":
-        return []
-    if not hasattr(backbone, "fpn"):
-        return [backbone] if trains == "all" else []
-    return [backbone.fpn, *(list(backbone.body.children())[frozen_blocks:] if trains == "all" else [])]

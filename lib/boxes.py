@@ -7,10 +7,10 @@ deltas   (..., 4) float32 t = (tx, ty, tw, th) of §4.3, without unit
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+Size = tuple[int, int]  # (height, width), of an image or of what lies in it
 MAX_LOG_SCALE = math.log(1000 / 16)  # tw and th are cut here before exp, so that an untrained regressor cannot overflow
 MIN_SIZE = 1e-2  # pixels: a box narrower than this, clipped away at the border say, is no box
 
@@ -65,15 +65,3 @@ def clip(boxes: Tensor, height: float, width: float) -> Tensor:
 def scale_boxes(boxes: Tensor, x_scale: float, y_scale: float) -> Tensor:
     """Boxes (N, 4) moved to a frame that is x_scale times as wide and y_scale times as high."""
     return boxes * torch.tensor([x_scale, y_scale, x_scale, y_scale], dtype=boxes.dtype, device=boxes.device)
-
-
-def flip_boxes(boxes: Tensor, width: float) -> Tensor:
-    """Boxes (N, 4) of the mirrored image: x -> width - x."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
-
-
-def mask_to_box(mask: np.ndarray) -> np.ndarray | None:
-    """The tight box (4,) float32 around a mask (H, W), pixel i covering [i, i + 1); None around an empty one."""
-    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32) if len(xs) else None

@@ -1,31 +1,65 @@
 """The box head: network, targets, loss and post-processing (§6).
 
-R  RoIs    C  channels of the pyramid    P  pooled size    K  classes of objects (3)    M  sampled proposals    G
-objects boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the
-proposal
+R  RoIs    F  channels of the pyramid    P  pooled size    C  classes of objects, 3    M  sampled proposals
+G  objects    K', N'  boxes before and after NMS    D  boxes that train the mask head
+boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the proposal
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
-from lib.config import NUM_CLASSES, Config
+from lib.boxes import MIN_SIZE, Size, clip, decode, encode, inside, iou_matrix
+from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import match_proposals, sample
+
+CLASS_NAMES = ("background", "vehicle", "person", "animal")
+NUM_CLASSES = len(CLASS_NAMES) - 1  # C
+POOL_SIZE = 7  # P
+MASK_POSITIVE_IOU = 0.5  # of boxes that train the mask head with an object (§6.5)
+
+
+@dataclass(frozen=True)
+class TrainLimits(Numbers):
+    pre_nms: int = count(200, "K', the boxes of an image before NMS while the mask head learns", "§6.5")
+    post_nms: int = count(100, "N', the boxes of an image after NMS while the mask head learns", "§6.5")
+    nms_iou: float = share(0.9, "two boxes of a class that overlap more are one; 0.5 leaves one an object", "§6.5")
+
+
+@dataclass(frozen=True)
+class DetectionLimits(Numbers):
+    pre_nms: int = count(300, "K', the boxes of an image before NMS", "§6.5")
+    post_nms: int = count(100, "N', the detections of an image", "§6.5")
+    nms_iou: float = share(0.5, "two boxes of a class that overlap more are one", "§6.5")
+    # 0: a proposal is of its most probable class, if that is not background; else of every class above the threshold
+    score_threshold: float = share(0.0, "the least score of a detection; 0: the best class", "§6.5")
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig(Numbers):
+    hidden: int = count(1024, "width of the two linear layers", "§6.2")
+    adds_truth: bool = number(False, "the objects' own boxes join the proposals in training", "§6.1")
+    positive_iou: float = share(0.4, "a proposal that overlaps an object more is of its class", "§6.1")
+    batch_samples: int = number(512, "M, the proposals of a minibatch, over all its images", "§6.3", low=2)
+    positive_fraction: float = share(0.75, "the share of objects in a minibatch: 3 to 1 of background", "§6.3")
+    smooth_l1_beta: float = number(1.0, "where smooth L1 turns from quadratic to linear", "§6.3", above=0)
+    loss_weight: float = number(10.0, "brings the regressor's loss to the classifier's size", "§6.4", low=0)
+    cross_boundary: str = number("clip", "across the boundary in training", "§6.5", options=("remove", "clip"))
+    train: TrainLimits = TrainLimits()
+    test: DetectionLimits = DetectionLimits()
 
 
 class BoxHead(nn.Module):
-    """Two linear layers with ReLU; then a linear classifier to K + 1 logits and a linear regressor to 4 K deltas
-    (§6.2).
-    """
+    """Two linear layers with ReLU; then a classifier to C + 1 logits and a regressor to 4 C deltas (§6.2)."""
 
-    def __init__(self, channels: int, pool_size: int, hidden: int):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(channels * pool_size**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+            nn.Linear(channels * POOL_SIZE**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
         self.classifier = nn.Linear(hidden, NUM_CLASSES + 1)
         self.regressor = nn.Linear(hidden, 4 * NUM_CLASSES)
@@ -33,36 +67,37 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.regressor.weight, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features (R, C, P, P) -> logits (R, K + 1), deltas (R, K, 4).
+        """Pooled features (R, F, P, P) -> logits (R, C + 1), deltas (R, C, 4).
 
-        The feature vector lists the C channels of one cell after the other, the order in which they lie in memory.
+        The feature vector lists the F channels of one cell after the other, the order in which they lie in memory.
         """
         hidden = self.mlp(pooled.permute(0, 2, 3, 1).flatten(1))
         return self.classifier(hidden), self.regressor(hidden).view(-1, NUM_CLASSES, 4)
 
 
-def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Of one image's proposals (R, 4): classes (R,), 0 for background, and boxes (R, 4), the matched object's or
-    itself (§6.1).
+def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: BoxHeadConfig) -> tuple[Tensor, Tensor]:
+    """Of one image's proposals (R, 4): classes (R,), 0 for background, and boxes (R, 4) to aim at (§6.1).
+
+    The box is the matched object's, for background the proposal itself.
     """
-    labels, matched = match_proposals(iou_matrix(proposals, gt_boxes), gt_labels, config.box_positive_iou)
+    labels, matched = match_proposals(iou_matrix(proposals, gt_boxes), gt_labels, config.positive_iou)
     boxes = proposals.clone()
     boxes[labels > 0] = gt_boxes[matched[labels > 0]]
     return labels, boxes
 
 
-def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: Config) -> dict[str, Tensor]:
+def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: BoxHeadConfig) -> dict[str, Tensor]:
     """The minibatch of §6.3: M proposals over all images, objects to background as close to 3 : 1 as there are objects.
 
     Returns `rois` (M, 4), `images` (M,) the image of each, `labels` (M,) and `deltas` (M, 4), zero for background.
     """
     proposed = [p["boxes"] for p in proposals]
-    if config.box_adds_truth:
+    if config.adds_truth:
         proposed = [torch.cat([p, t["boxes"]]) for p, t in zip(proposed, targets, strict=True)]
     rois, images = stack_rois(proposed)
     pairs = [box_targets(p, t["boxes"], t["labels"], config) for p, t in zip(proposed, targets, strict=True)]
     labels, boxes = (torch.cat(column) for column in zip(*pairs, strict=True))
-    drawn = sample(labels, config.box_batch_samples, config.box_positive_fraction)
+    drawn = sample(labels, config.batch_samples, config.positive_fraction)
     rois, boxes = rois[drawn], boxes[drawn]
     return {"rois": rois, "images": images[drawn], "labels": labels[drawn], "deltas": encode(boxes, rois)}
 
@@ -76,7 +111,7 @@ def stack_rois(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def box_loss(
     logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
 ) -> dict[str, Tensor]:
-    """Both losses of §6.3, each a sum divided by the M proposals: logits (M, K + 1), deltas (M, K, 4) -> two scalars.
+    """Both losses of §6.3, each a sum divided by the M proposals: logits (M, C + 1), deltas (M, C, 4) -> two scalars.
 
     The regressor is judged on the deltas of the true class alone, and not at all for background.
     """
@@ -90,22 +125,21 @@ def box_loss(
 
 @torch.no_grad()
 def refine(
-    logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: tuple[int, int], config: Config
+    logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: Size, config: BoxHeadConfig
 ) -> list[dict]:
-    """Post-processing in testing (§6.5): head outputs for the proposals (Ri, 4) of each image -> its detections, best
-    first.
+    """Post-processing in testing (§6.5): outputs for the proposals (Ri, 4) of each image -> its detections, best first.
 
     Each proposal becomes one box of its most probable class, and background is removed; or, where the config has a
     score threshold, one of every class above it. Boxes are clipped to the `content` (height, width), then the top K',
     NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
     """
     detections = []
-    candidates = _every_class if config.box_score_threshold > 0 else _best_class
+    candidates = _every_class if config.test.score_threshold > 0 else _best_class
     for boxes, labels, scores, is_object in candidates(logits, deltas, proposals):
         boxes = clip(boxes, *content)
-        is_object = is_object & (scores > config.box_score_threshold)
+        is_object = is_object & (scores > config.test.score_threshold)
         keep = is_object & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(dim=1)
-        keep = _top(boxes, labels, scores, keep, config.box_pre_nms_test, config.box_post_nms_test, config.box_nms_iou)
+        keep = _top(boxes, labels, scores, keep, config.test)
         detections.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
     return detections
 
@@ -116,34 +150,28 @@ def refine_for_training(
     deltas: Tensor,
     proposals: Sequence[Tensor],
     targets: Sequence[dict],
-    content: tuple[int, int],
-    config: Config,
+    content: Size,
+    config: BoxHeadConfig,
 ) -> list[dict]:
-    """Post-processing while the mask head learns (§6.5): boxes inside the image, or cut at its edge where the config
-    says so, with IoU > 0.5 with an object.
+    """Post-processing while the mask head learns (§6.5): boxes in the image that overlap an object by more than 0.5.
 
-    Then the top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of
+    What crosses the boundary of the `content` (height, width) is clipped, or removed where the config says so. Then the
+    top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of
     the matched object and `matched` (D,) its index.
     """
     chosen = []
     for (boxes, labels, scores, _), target in zip(_best_class(logits, deltas, proposals), targets, strict=True):
         if config.cross_boundary == "clip":
             boxes = clip(boxes, *content)
-        object_of, matched = match_proposals(
-            iou_matrix(boxes, target["boxes"]), target["labels"], config.mask_positive_iou
-        )
+        object_of, matched = match_proposals(iou_matrix(boxes, target["boxes"]), target["labels"], MASK_POSITIVE_IOU)
         keep = inside(boxes, *content) & (object_of > 0)
-        keep = _top(
-            boxes, labels, scores, keep, config.box_pre_nms_train, config.box_post_nms_train, config.box_nms_iou_train
-        )
+        keep = _top(boxes, labels, scores, keep, config.train)
         chosen.append({"boxes": boxes[keep], "labels": object_of[keep], "matched": matched[keep]})
     return chosen
 
 
-def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
-    """For each image: boxes (R, 4) and labels (R,) of the best class of objects, its probability, and whether it
-    beats background.
-    """
+def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """For each image: boxes (R, 4) and labels (R,) of the best class, its probability, whether it beats background."""
     probabilities = logits.float().softmax(dim=1)
     scores, labels = probabilities[:, 1:].max(dim=1)
     is_object = scores > probabilities[:, 0]
@@ -153,21 +181,19 @@ def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
     return zip(*(v.split(counts) for v in (boxes, labels + 1, scores, is_object)), strict=True)
 
 
-def _every_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]):
-    """For each image the same for every class of every proposal: boxes (R K, 4), labels, probabilities, all objects."""
+def _every_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """For each image the same for every class of every proposal: boxes (R C, 4), labels, probabilities, all objects."""
     scores = logits.float().softmax(dim=1)[:, 1:]
-    boxes = decode(deltas.float(), torch.cat(list(proposals))[:, None])  # (R, K, 4)
+    boxes = decode(deltas.float(), torch.cat(list(proposals))[:, None])  # (R, C, 4)
     labels = torch.arange(1, NUM_CLASSES + 1, device=logits.device).expand_as(scores)
     counts = [len(p) * NUM_CLASSES for p in proposals]
     columns = (boxes.flatten(0, 1), labels.flatten(), scores.flatten(), torch.ones_like(labels, dtype=bool).flatten())
     return zip(*(v.split(counts) for v in columns), strict=True)
 
 
-def _top(
-    boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, pre_nms: int, post_nms: int, nms_iou: float
-) -> Tensor:
+def _top(boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, limits: TrainLimits | DetectionLimits) -> Tensor:
     """Indices of the boxes that survive: of those in `keep` (R,) bool the top K', NMS for each class, the top N'."""
     candidates = keep.nonzero().flatten()
-    candidates = candidates[scores[candidates].argsort(descending=True, stable=True)[:pre_nms]]
-    survivors = batched_nms(boxes[candidates], scores[candidates], labels[candidates], nms_iou)
-    return candidates[survivors[:post_nms]]
+    candidates = candidates[scores[candidates].argsort(descending=True, stable=True)[: limits.pre_nms]]
+    survivors = batched_nms(boxes[candidates], scores[candidates], labels[candidates], limits.nms_iou)
+    return candidates[survivors[: limits.post_nms]]

@@ -1,7 +1,7 @@
 """From overlaps to labels, and from labels to a balanced minibatch.
 
-A  anchors or proposals    G  ground-truth boxes    M  samples in a minibatch
-iou (A, G) in [0, 1]; labels (A,) integers; matched (A,) int64 indices into the G boxes
+A  anchors or proposals    G  objects    M  samples in a minibatch
+iou (A, G) in [0, 1]; labels (A,) integers; matched (A,) int64 indices into the G objects
 """
 
 import torch
@@ -13,15 +13,23 @@ POSITIVE = 1
 
 
 def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tuple[Tensor, Tensor]:
-    """The labels of §4.2, POSITIVE, NEGATIVE or IGNORED, of anchors inside the image, and the object of each one's
-    highest IoU.
+    """The labels of §4.2, POSITIVE, NEGATIVE or IGNORED, and the object of each anchor's highest IoU.
 
     Positive: IoU above `positive_iou` with any object, or an object's highest IoU (ties included, and only where it is
     above 0). Negative: not positive and IoU below `negative_iou` with every object.
+
+    Three anchors and two objects. Anchor 0 is above 0.7; anchor 1 is object 1's best, low as its IoU is; anchor 2 is
+    neither positive nor below 0.3:
+
+    >>> iou = torch.tensor([[0.8, 0.0], [0.1, 0.2], [0.5, 0.1]])
+    >>> labels, matched = match_anchors(iou, positive_iou=0.7, negative_iou=0.3)
+    >>> labels.tolist(), matched.tolist()
+    ([1, 1, -1], [0, 1, 0])
     """
     if iou.shape[1] == 0:
-        return (torch.full((len(iou),), v, device=iou.device) for v in (NEGATIVE, 0))
-    best, matched = iou.max(dim=1)
+        none = torch.zeros(len(iou), dtype=torch.long, device=iou.device)
+        return torch.full_like(none, NEGATIVE), none
+    best, matched = iou.max(dim=1)  # (A,)
     highest = iou.max(dim=0).values if len(iou) else iou.new_zeros(iou.shape[1])  # (G,)
     is_highest = ((iou == highest) & (highest > 0)).any(dim=1)
     labels = torch.full_like(matched, IGNORED)
@@ -31,13 +39,16 @@ def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tupl
 
 
 def match_proposals(iou: Tensor, classes: Tensor, positive_iou: float) -> tuple[Tensor, Tensor]:
-    """The classes of §6.1: that of the object with the highest IoU if this is above `positive_iou`, else background
-    (0).
+    """The classes of §6.1: that of the object with the highest IoU if this is above `positive_iou`, else background, 0.
 
     `classes` (G,) int64 are the objects' labels. Returns labels (A,) and matched (A,), valid where the label is not 0.
+
+    >>> match_proposals(torch.tensor([[0.5, 0.6], [0.4, 0.0]]), torch.tensor([2, 3]), positive_iou=0.4)[0].tolist()
+    [3, 0]
     """
     if iou.shape[1] == 0:
-        return (torch.zeros(len(iou), dtype=torch.long, device=iou.device) for _ in range(2))
+        none = torch.zeros(len(iou), dtype=torch.long, device=iou.device)
+        return none, none
     best, matched = iou.max(dim=1)
     return torch.where(best > positive_iou, classes[matched], 0), matched
 
@@ -45,23 +56,30 @@ def match_proposals(iou: Tensor, classes: Tensor, positive_iou: float) -> tuple[
 def sample(labels: Tensor, size: int, positive_fraction: float, groups: Tensor | None = None) -> Tensor:
     """Indices (at most `size`,) of a random minibatch: positives first, filled up with negatives (§4.4, §6.3).
 
-    `labels` (A,) of a whole batch of images: above 0 positive, 0 negative, IGNORED never drawn. As many positives as
+    `labels` (B A,) of a whole batch of images: above 0 positive, 0 negative, IGNORED never drawn. As many positives as
     there are, up to `positive_fraction` of the size; negatives make up the rest. With `groups` (A,) int64, say the
-    pyramid level of each, every group gives as many negatives as every other, as far as it has them.
+    pyramid level of each of an image's anchors, every group gives as many negatives as every other, as far as it can.
     """
     positive, negative = (labels > NEGATIVE).nonzero().flatten(), (labels == NEGATIVE).nonzero().flatten()
     positive = _choose(positive, round(size * positive_fraction))
     count = size - len(positive)
-    return torch.cat([positive, _choose(negative, count) if groups is None else _in_turn(negative, groups, count)])
+    if groups is None:
+        return torch.cat([positive, _choose(negative, count)])
+    return torch.cat([positive, _in_turn(negative, groups[negative % len(groups)], count)])
 
 
 def _in_turn(indices: Tensor, groups: Tensor, count: int) -> Tensor:
     """`count` of the indices at random, one of each group after the other until a group has no more."""
-    of_group = groups[indices]
-    chosen = [_choose(indices[of_group == group], count) for group in of_group.unique().tolist()]
+    chosen = [_choose(indices[groups == group], count) for group in groups.unique().tolist()]
     turn = torch.cat([torch.arange(len(c), device=indices.device) for c in chosen] or [indices])
     return torch.cat(chosen or [indices])[turn.argsort(stable=True)[:count]]
 
 
 def _choose(indices: Tensor, count: int) -> Tensor:
-    return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+    """At most `count` of the indices at random, in random order; of a great many, without shuffling them all."""
+    if len(indices) <= 8 * count or count == 0:
+        return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+    drawn = indices[:0]
+    while len(drawn) < count:
+        drawn = torch.randint(len(indices), (2 * count,), device=indices.device).unique()
+    return indices[drawn[torch.randperm(len(drawn), device=indices.device)[:count]]]

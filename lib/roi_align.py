@@ -1,32 +1,51 @@
 """RoIAlign (§5.1) and the pyramid level of a box (§5.2).
 
-    R  RoIs    P  pooled size    C  channels    B  images    L  pyramid levels    S  sampling points along one side of
-    a cell rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image of the batch that
-    each RoI is of
+    R  RoIs    P  pooled size    F  channels    B  images    L  pyramid levels
+    S  sampling points along one side of a cell
+    rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image that each RoI is of
 
 A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a
-feature map stored as a table of rows, one row of C channels a pixel, a pooled value is one weighted sum of 4 S S
+feature map stored as a table of rows, one row of F channels a pixel, a pooled value is one weighted sum of 4 S S
 rows. `embedding_bag` does just that, for all RoIs of all images on a level in one call, and knows its own gradient.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.machine.numbers import Numbers, number
+
+SAMPLES = 2  # S: 2 x 2 = 4 regular sampling points a cell
+CANONICAL_LEVEL = 4  # the level of a box of the canonical size, P4
+
+
+@dataclass(frozen=True)
+class RoIAlignConfig(Numbers):
+    canonical_size: float = number(224.0, "sqrt(w h) of a box that is pooled from P4", "§5.2", above=0, unit="px")
+
 
 def roi_align(
-    features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = 2
+    features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = SAMPLES
 ) -> Tensor:
-    """Pool each RoI from one feature map: features (B, C, H, W), rois (R, 4) -> (R, C, P, P) with P = `size`.
+    """Pool each RoI from one feature map: features (B, F, H, W), rois (R, 4) -> (R, F, P, P) with P = `size`.
 
     `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
     sampling ratio of `samples`. Differentiable in the features, not in the RoIs. Mask R-CNN (He et al. 2017), section
     3; §5.1.
+
+    A map whose value at (x, y) is x, its pixels' centres being 0.5, 1.5, ...: the value at a point is its x less half
+    a pixel. A box from x = 1 to 3 has cells from 1 to 2 and from 2 to 3, whose samples' means lie at 1.5 and 2.5:
+
+    >>> ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+    >>> roi_align(ramp, torch.tensor([[1.0, 1.0, 3.0, 3.0]]), torch.tensor([0]), size=2)[0, 0]
+    tensor([[1., 2.],
+            [1., 2.]])
     """
     channels, height, width = features.shape[1:]
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B H W, C), a view where the channels come last
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B H W, F), a view where the channels come last
     boxes = rois * scale - 0.5
     y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, PS, 2)
     x, x_weight = _bilinear(_sample_points(boxes[:, 0], boxes[:, 2], size, samples), width)
@@ -48,15 +67,14 @@ def pool(
     images: Tensor,
     levels: Tensor,
     size: int,
-    samples=2,
 ) -> Tensor:
-    """RoIAlign of each RoI on its own level of a pyramid: L maps (B, C, Hl, Wl) -> (R, C, P, P).
+    """RoIAlign of each RoI on its own level of a pyramid: L maps (B, F, Hl, Wl) -> (R, F, P, P).
 
     `levels` (R,) int64 indexes `features` and `scales`.
     """
     pooled = features[0].new_empty(len(rois), size, size, features[0].shape[1])
     for f, scale, part in zip(features, scales, rows_by_level(levels, len(features)), strict=True):
-        pooled[part] = roi_align(f, rois[part], images[part], size, scale, samples).permute(0, 2, 3, 1)
+        pooled[part] = roi_align(f, rois[part], images[part], size, scale).permute(0, 2, 3, 1)
     return pooled.permute(0, 3, 1, 2)
 
 
@@ -72,8 +90,7 @@ def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tenso
 
 
 def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels around each point and their weights: (R, PS) in [-0.5, length - 0.5] -> indices, weights (R, PS,
-    2).
+    """The two pixels around each point, as indices (R, P S, 2), and their weights: points (R, P S) in pixels.
 
     Within one pixel of the border the value continues constantly; further out it is zero.
     """
@@ -86,12 +103,12 @@ def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return torch.stack([low, high], dim=-1), weights
 
 
-def pyramid_level(
-    boxes: Tensor, canonical_level: int = 4, canonical_size: float = 224.0, levels: range = range(2, 6)
-) -> Tensor:
-    """k = floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2): boxes (R, 4) -> k (R,) int64."""
+def pyramid_level(boxes: Tensor, canonical_size: float = 224.0, levels: range = range(2, 6)) -> Tensor:
+    """k = floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2): boxes (R, 4) -> k (R,) int64.
+
+    >>> pyramid_level(torch.tensor([[0.0, 0, 224, 224], [0, 0, 223, 224], [0, 0, 9, 9]])).tolist()
+    [4, 3, 2]
+    """
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
-    k = torch.floor(
-        canonical_level + torch.log2(size / canonical_size + 1e-6)
-    )  # 1e-6: 224 itself is level 4 in float32 too
-    return k.clamp(levels.start, levels.stop - 1).long()
+    ratio = size / canonical_size + 1e-6  # so that 224 itself is level 4 in float32 too
+    return torch.floor(CANONICAL_LEVEL + torch.log2(ratio)).clamp(levels.start, levels.stop - 1).long()

@@ -1,6 +1,7 @@
 """The region proposal network: head, targets, loss and proposals (§4.2 - §4.6).
 
-    B  images    C  channels    K  anchors a cell    A  anchors of the pyramid    M  sampled anchors    G  objects
+    B  images    F  channels    a  anchors a cell    A  anchors of the pyramid    M  sampled anchors    G  objects
+    K, N  proposals before and after NMS
     boxes are xyxy in pixels of the network's input frame; logits are scores before the sigmoid; deltas are t of §4.3
 
 Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
@@ -11,23 +12,45 @@ those of whole maps (`benchmarks.batchnorm`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from lib.assign import assign_anchors
-from lib.boxes import MIN_SIZE, clip, decode, encode, inside, iou_matrix
-from lib.config import Config
+from lib.anchors import anchor_levels
+from lib.boxes import MIN_SIZE, Size, clip, decode, encode, inside, iou_matrix
+from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
 from lib.roi_align import rows_by_level
 
+POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3  # with an object: an anchor above is positive, below negative
+POSITIVE_FRACTION = 0.5  # of the minibatch, where there are so many
+
+
+@dataclass(frozen=True)
+class ProposalLimits(Numbers):
+    pre_nms: int = count(4000, "K, the proposals of an image before NMS", "§4.6")
+    post_nms: int = count(1000, "N, the proposals of an image after NMS", "§4.6")
+
+
+@dataclass(frozen=True)
+class RPNConfig(Numbers):
+    # anchors and proposals across the boundary of a training image: as printed both go; or proposals alone are clipped
+    cross_boundary: str = number("clip", "across the boundary while training", "§4.2, §4.6", options=("remove", "clip"))
+    # as printed they are drawn from all anchors alike, nearly all of which are on P2; or as many from every level
+    negatives: str = number("balanced", "how negatives are drawn", "§4.4", options=("uniform", "balanced"))
+    batch_samples: int = number(512, "M, the anchors of a minibatch, over all its images", "§4.4", low=2)
+    smooth_l1_beta: float = number(1.0, "where smooth L1 turns from quadratic to linear", "§4.4", above=0)
+    box_weight: float = number(1.0, "weight of the regressor's loss beside the classifier's", "§4.5", low=0)
+    nms_iou: float = share(0.7, "two proposals that overlap more are one", "§4.6")
+    train: ProposalLimits = ProposalLimits()
+    test: ProposalLimits = ProposalLimits()
+
 
 class RPNHead(nn.Module):
-    """3 x 3 convolution, BatchNorm, ReLU; then 1 x 1 convolutions to K logits and 4 K deltas; shared by all levels
-    (§4.3).
-    """
+    """3 x 3 convolution, BatchNorm, ReLU; 1 x 1 convolutions to a logits and 4 a deltas a cell; one for all levels."""
 
     def __init__(self, channels: int, anchors_per_cell: int):
         super().__init__()
@@ -40,32 +63,33 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, Sy, Sx) of all levels -> logits (B, A), deltas (B, A, 4), in the order of the anchors."""
+        """Maps (B, F, Sy, Sx) of all levels -> logits (B, A), deltas (B, A, 4), in the order of the anchors."""
         outputs = [self._predict(self.conv(f)) for f in features]
         logits = torch.cat([logits.flatten(1) for logits, _ in outputs], dim=1)
         deltas = torch.cat([deltas.flatten(1).view(len(deltas), -1, 4) for _, deltas in outputs], dim=1)
         return logits, deltas
 
-    def at_patches(self, patches: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """The same prediction for M anchors: 3 x 3 neighbourhoods (M, C, 3, 3), slot in the cell (M,) -> (M,), (M,
-        4).
+    def at_patches(self, patches: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
+        """The same prediction for M anchors alone: logits (M,), deltas (M, 4).
+
+        `patches` (M, F, 3, 3) are the cells around them, `ratios` (M,) which of its cell's a anchors each one is.
         """
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # at one position the convolution is a linear map
         hidden = F.linear(patches.permute(0, 2, 3, 1).flatten(1), weight, self.conv.bias)[..., None, None]
         logits, deltas = self._predict(hidden)
-        rows = torch.arange(len(slots), device=slots.device)
-        return logits.flatten(1)[rows, slots], deltas.reshape(len(slots), logits.shape[-1], 4)[rows, slots]
+        rows = torch.arange(len(ratios), device=ratios.device)
+        return logits.flatten(1)[rows, ratios], deltas.reshape(len(ratios), logits.shape[-1], 4)[rows, ratios]
 
     def _predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, Sy, Sx) -> logits (B, Sy, Sx, K), deltas (B, Sy, Sx, 4 K)."""
+        """(B, F, Sy, Sx) -> logits (B, Sy, Sx, a), deltas (B, Sy, Sx, 4 a)."""
         hidden = F.relu_(self.norm(hidden))
         return self.objectness(hidden).permute(0, 2, 3, 1), self.regressor(hidden).permute(0, 2, 3, 1)
 
 
 def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, anchors_per_cell: int) -> Tensor:
-    """The 3 x 3 cells around each anchor's cell, zero outside the map: M (image, anchor) pairs -> (M, C, 3, 3).
+    """The 3 x 3 cells around each anchor's cell, zero outside the map: M (image, anchor) pairs -> (M, F, 3, 3).
 
-    `features` are the pyramid's maps (B, C, Sy, Sx), `anchors` (M,) int64 indices in the order of the pyramid.
+    `features` are the pyramid's maps (B, F, Sy, Sx), `anchors` (M,) int64 indices in the order of the pyramid.
     """
     cells = torch.tensor([f.shape[2] * f.shape[3] for f in features])
     ends = cells.cumsum(0).to(anchors.device)
@@ -78,7 +102,7 @@ def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, 
 
 
 def _patches(features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
-    """The 3 x 3 cells around N (image, cell) pairs of one map (B, C, Sy, Sx), row by row, zero outside: (N, 9, C)."""
+    """The 3 x 3 cells around N (image, cell) pairs of one map (B, F, Sy, Sx), row by row, zero outside: (N, 9, F)."""
     channels, height, width = features.shape[1:]
     offset = torch.arange(9, device=cells.device)
     y = (cells // width)[:, None] + offset // 3 - 1
@@ -89,85 +113,80 @@ def _patches(features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
     return F.embedding(rows, table).masked_fill(outside[..., None], 0)
 
 
-def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: tuple[int, int], config: Config) -> tuple[Tensor, Tensor]:
-    """The training target of each of one image's anchors (A, 4), given its objects' boxes (G, 4) (§4.2).
+def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: Size, config: RPNConfig) -> tuple[Tensor, Tensor]:
+    """The labels (A,) of one image's anchors (A, 4), given its objects' boxes (G, 4), and `matched` (A,) (§4.2).
 
-    Returns labels (A,), IGNORED for anchors that cross the boundary of the `content` (height, width), and boxes (A, 4):
-    a positive anchor's object, any other anchor itself.
+    `matched` is the object of an anchor's highest IoU. As printed, anchors that cross the boundary of the `content`
+    (height, width) are IGNORED and no object's best.
     """
-    labels = torch.full((len(anchors),), IGNORED, device=anchors.device)
-    boxes = anchors.clone()
-    removed = config.cross_boundary == "remove"
-    valid = (inside(anchors, *content) if removed else anchors.new_ones(len(anchors), dtype=bool)).nonzero().flatten()
-    labels[valid], matched = match_anchors(
-        iou_matrix(anchors[valid], gt_boxes), config.rpn_positive_iou, config.rpn_negative_iou
-    )
-    positive = labels[valid] == POSITIVE
-    boxes[valid[positive]] = gt_boxes[matched[positive]]
-    return labels, boxes
+    iou = iou_matrix(anchors, gt_boxes)  # (A, G)
+    if config.cross_boundary == "clip":
+        return match_anchors(iou, POSITIVE_IOU, NEGATIVE_IOU)
+    crossing = ~inside(anchors, *content)
+    labels, matched = match_anchors(iou.masked_fill(crossing[:, None], 0), POSITIVE_IOU, NEGATIVE_IOU)
+    return labels.masked_fill(crossing, IGNORED), matched
 
 
-def anchor_labels(
-    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
-) -> tuple[Tensor, Tensor]:
-    """The targets of the anchors (A, 4) in all B images: labels (B, A) and boxes (B, A, 4), the very `rpn_targets`,
-    by way of the pyramid's grids.
-    """
-    grids, labels, boxes = tuple(tuple(f.shape[2:]) for f in features), [], []
-    within = content if config.cross_boundary == "remove" else None
-    for target in targets:
-        assigned, positive, matched = assign_anchors(grids, target["boxes"], config, within)
-        labels.append(assigned)
-        boxes.append(anchors.index_copy(0, positive, target["boxes"][matched]))
-    return torch.stack(labels), torch.stack(boxes)
-
-
-def sample_anchors(labels: Tensor, grids: Sequence[tuple[int, int]], config: Config) -> Tensor:
+def sample_anchors(labels: Tensor, grids: Sequence[Size], config: RPNConfig) -> Tensor:
     """A minibatch of anchors over all images (§4.4): labels (B, A) -> indices (M,) into the B A anchors.
 
     `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three
-    quarters of the anchors: hence `rpn_negatives`.
+    quarters of the anchors: hence `negatives`.
     """
     levels = None
-    if config.rpn_negatives == "balanced":
-        counts = torch.tensor([rows * columns for rows, columns in grids]) * len(config.anchor_ratios)
-        levels = torch.arange(len(grids)).repeat_interleave(counts).to(labels.device).repeat(len(labels))
-    return sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction, levels)
+    if config.negatives == "balanced":
+        per_cell = labels.shape[1] // sum(rows * columns for rows, columns in grids)
+        levels = anchor_levels(tuple(grids), per_cell, labels.device)
+    return sample(labels.flatten(), config.batch_samples, POSITIVE_FRACTION, levels)
 
 
 @torch.no_grad()
 def draw_anchors(
-    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
+    grids: Sequence[Size], anchors: Tensor, targets: list[dict], content: Size, config: RPNConfig
 ) -> dict[str, Tensor]:
-    """The M anchors that the RPN learns from in this batch: `images` (M,), `anchors` (M,) their indices, `slots` (M,)
-    their places in their cells, `labels` (M,) POSITIVE or NEGATIVE, and `deltas` (M, 4), zero for negatives.
+    """The M anchors that the RPN learns from in this batch, of the pyramid with these grids and anchors (A, 4).
+
+    `images` (M,) and `anchors` (M,) are their indices, `labels` (M,) is POSITIVE or NEGATIVE, and `deltas` (M, 4), zero
+    for negatives, leads from a positive anchor to its object.
     """
-    labels, boxes = anchor_labels(features, anchors, targets, content, config)
-    drawn = sample_anchors(labels, [tuple(f.shape[2:]) for f in features], config)
-    index = drawn % len(anchors)
-    return {
-        "images": drawn // len(anchors),
-        "anchors": index,
-        "slots": index % len(config.anchor_ratios),
-        "labels": labels.flatten()[drawn],
-        "deltas": encode(boxes.flatten(0, 1)[drawn], anchors[index]),
-    }
+    pairs = [rpn_targets(anchors, target["boxes"], content, config) for target in targets]
+    labels, matched = (torch.stack(column) for column in zip(*pairs, strict=True))  # (B, A)
+    drawn = sample_anchors(labels, grids, config)
+    images, index = drawn // len(anchors), drawn % len(anchors)
+    labels, deltas = labels.flatten()[drawn], anchors.new_zeros(len(drawn), 4)
+    positive = labels == POSITIVE
+    counts = torch.tensor([len(target["boxes"]) for target in targets], device=drawn.device)
+    first = counts.cumsum(0) - counts  # of each image's objects, among those of all images
+    objects = (first[images] + matched.flatten()[drawn])[positive]
+    deltas[positive] = encode(torch.cat([target["boxes"] for target in targets])[objects], anchors[index[positive]])
+    return {"images": images, "anchors": index, "labels": labels, "deltas": deltas}
 
 
 def sample_rpn(
-    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: tuple[int, int], config: Config
+    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: Size, config: RPNConfig
 ) -> dict[str, Tensor]:
-    """What the RPN learns from in this batch: `draw_anchors`, and their neighbourhoods `patches` (M, C, 3, 3)."""
-    drawn = draw_anchors(features, anchors, targets, content, config)
-    patches = gather_patches(features, drawn["images"], drawn["anchors"], len(config.anchor_ratios))
-    return {"patches": patches, **drawn}
+    """What the RPN learns from in this batch: `draw_anchors`, with their neighbourhoods `patches` (M, F, 3, 3) and
+    `ratios` (M,), which of its cell's anchors each one is.
+    """
+    grids = [(f.shape[2], f.shape[3]) for f in features]
+    per_cell = len(anchors) // sum(rows * columns for rows, columns in grids)
+    drawn = draw_anchors(grids, anchors, targets, content, config)
+    patches = gather_patches(features, drawn["images"], drawn["anchors"], per_cell)
+    return {"patches": patches, "ratios": drawn["anchors"] % per_cell, **drawn}
 
 
 def rpn_loss(
     logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
 ) -> dict[str, Tensor]:
-    """Both losses of §4.4, each a sum divided by the M sampled anchors (§4.5): logits (M,), deltas (M, 4) -> two
-    scalars.
+    """Both losses of §4.4, each a sum over the M sampled anchors divided by M (§4.5): logits (M,), deltas (M, 4).
+
+    Two anchors, a positive one that is sure of itself and half a unit off in tx, and an undecided negative one. Smooth
+    L1 of 0.5 is 0.5 * 0.5^2 = 0.125, over M = 2:
+
+    >>> logits, deltas = torch.tensor([9.0, 0.0]), torch.tensor([[0.5, 0.0, 0.0, 0.0]] * 2)
+    >>> loss = rpn_loss(logits, deltas, labels=torch.tensor([1, 0]), target_deltas=torch.zeros(2, 4))
+    >>> {name: round(float(value), 3) for name, value in loss.items()}  # cross entropy: (0.000 + log 2) / 2
+    {'rpn_objectness': 0.347, 'rpn_box': 0.062}
     """
     positive, count = labels > NEGATIVE, max(len(labels), 1)
     objectness = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="sum")
@@ -177,27 +196,25 @@ def rpn_loss(
 
 @torch.no_grad()
 def propose(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, content: tuple[int, int], config: Config, training: bool
+    logits: Tensor, deltas: Tensor, anchors: Tensor, content: Size, config: RPNConfig, training: bool
 ) -> list[dict[str, Tensor]]:
-    """Post-processing of §4.6: logits (B, A), deltas (B, A, 4) -> for each image `boxes` (N, 4) and `scores` (N,),
-    best first.
+    """Post-processing of §4.6: logits (B, A), deltas (B, A, 4) -> for each image `boxes` (N, 4) and `scores` (N,).
 
-    Boxes that cross the boundary of the `content` (height, width) are removed in training and clipped in testing; then
-    the top K, NMS, the top N. Only the top K are decoded where clipping allows it.
+    Boxes that cross the boundary of the `content` (height, width) are clipped; while training, where the config says
+    so, they are removed. Then the top K, NMS, the top N, best first. Where they are clipped, only K are decoded.
     """
-    pre_nms = config.rpn_pre_nms_train if training else config.rpn_pre_nms_test
-    post_nms = config.rpn_post_nms_train if training else config.rpn_post_nms_test
+    limits = config.train if training else config.test
     if training and config.cross_boundary == "remove":
         logits = logits.masked_fill(~inside(decode(deltas.float(), anchors), *content), -torch.inf)
-    top, index = logits.float().topk(min(pre_nms, logits.shape[1]), dim=1)
-    boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)).float(), anchors[index])
+    top, index = logits.float().topk(min(limits.pre_nms, logits.shape[1]), dim=1)  # (B, K)
+    boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)).float(), anchors[index])  # (B, K, 4)
     proposals = []
     for box, score in zip(clip(boxes, *content), top, strict=True):
         keep = score.isfinite() & (box[:, 2:] - box[:, :2] >= MIN_SIZE).all(dim=1)
         box, score = box[keep], score[keep]
-        for count in (2 * post_nms, len(box)):  # NMS never looks ahead: where the best leave enough, the rest is idle
-            kept = nms(box[:count], score[:count], config.rpn_nms_iou)[:post_nms]
-            if len(kept) == post_nms:
+        for few in (2 * limits.post_nms, len(box)):  # NMS never looks ahead: where the best leave enough, stop there
+            kept = nms(box[:few], score[:few], config.nms_iou)[: limits.post_nms]
+            if len(kept) == limits.post_nms:
                 break
         proposals.append({"boxes": box[kept], "scores": score[kept].sigmoid()})
     return proposals

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib.config import Config, load_config
+from lib.config import STAGES, Config, load_config
+from lib.data.scenes import write_scenes
 from lib.maskrcnn import MaskRCNN
-from lib.synthetic import write_scenes
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -72,13 +72,18 @@ class TinyBackbone(nn.Module):
 @pytest.fixture(scope="session")
 def config() -> Config:
     """The demo system, smaller still: 96 x 126 images inside 96 x 128."""
-    sizes = {"image_height": 96, "image_width": 126, "anchor_scales": (8, 16, 32, 64, 96), "canonical_size": 56}
-    samples = {"rpn_batch_samples": 64, "box_batch_samples": 32, "rpn_pre_nms_train": 100, "rpn_post_nms_train": 50}
-    widths = {"fpn_channels": 16, "box_hidden": 32, "mask_hidden": 16, "mixed_precision": "no"}
-    widths |= {"backbone_weights": "none", "store_features": False}
-    batches = {f"{stage}_batch_size": 2 for stage in ("rpn", "boxhead", "maskhead", "joint")}
-    fractions = {"val_fraction": 0.25, "test_fraction": 0.25}
-    return load_config("demo").replace(**sizes, **samples, **widths, **batches, **fractions)
+    sizes = {
+        "image.height": 96,
+        "image.width": 126,
+        "anchors.scales": (8, 16, 32, 64, 96),
+        "roi_align.canonical_size": 56,
+    }
+    samples = {"rpn.batch_samples": 64, "boxhead.batch_samples": 32, "rpn.train.pre_nms": 100, "rpn.train.post_nms": 50}
+    widths = {"backbone.channels": 16, "boxhead.hidden": 32, "maskhead.hidden": 16, "backbone.weights": "none"}
+    training = {"training.mixed_precision": "no", "training.store_features": False}
+    training |= {f"{stage}.batch_size": 2 for stage in STAGES}
+    fractions = {"data.val_fraction": 0.25, "data.test_fraction": 0.25}
+    return load_config("demo").replace(**sizes, **samples, **widths, **training, **fractions)
 
 
 @pytest.fixture

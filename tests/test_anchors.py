@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib.anchors import STRIDES, level_anchors, pyramid_anchors, pyramid_grids
-from lib.boxes import area, flip_boxes, inside
+from lib.anchors import STRIDES, anchor_levels, level_anchors, pyramid_anchors, pyramid_grids
+from lib.boxes import area, inside
 from lib.config import load_config
+from lib.data.batches import flip_boxes
 
 
 def test_a_level_by_hand():
@@ -17,17 +18,19 @@ def test_a_level_by_hand():
 
 def test_course_pyramid_counts():
     course = load_config("course")
-    grids = pyramid_grids(course.padded_size)
+    grids = pyramid_grids(course.image.padded_size)
     assert grids == ((200, 272), (100, 136), (50, 68), (25, 34), (13, 17))
-    anchors = pyramid_anchors(grids, course)
+    anchors = pyramid_anchors(grids, course.anchors)
     assert anchors.shape == (217_413, 4) and anchors.dtype == torch.float32
     assert int(inside(anchors, 800, 1066).sum()) == 190_911
+    counts = anchor_levels(grids, 3).bincount().tolist()
+    assert counts == [3 * rows * columns for rows, columns in grids]
 
 
 def test_scales_and_ratios_of_every_level():
     course = load_config("course")
-    grids = pyramid_grids(course.padded_size)
-    levels = pyramid_anchors(grids, course).split([3 * h * w for h, w in grids])
+    grids = pyramid_grids(course.image.padded_size)
+    levels = pyramid_anchors(grids, course.anchors).split([3 * h * w for h, w in grids])
     for anchors, scale in zip(levels, (32, 64, 128, 256, 512), strict=True):
         width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
         assert_close(area(anchors).sqrt(), torch.full((len(anchors),), float(scale)), rtol=1e-4, atol=0)

@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from lib import backbone as module
-from lib.backbone import backbone_parts, build_backbone
+from lib.backbone import build_backbone
 from lib.config import load_config
+from lib.training.stages import backbone_parts
 
-DEMO = load_config("demo").replace(backbone_weights="none")
+DEMO = load_config("demo").replace(**{"backbone.weights": "none"})
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "resnet18", "maskrcnn_resnet50_fpn"])
 def test_maps_of_strides_4_to_64(name):
-    backbone = build_backbone(DEMO.replace(backbone=name, fpn_channels=32))
+    backbone = build_backbone(DEMO.replace(**{"backbone.name": name, "backbone.channels": 32}).backbone)
     channels = 256 if name == "maskrcnn_resnet50_fpn" else 32
     with torch.no_grad():
         maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
@@ -25,14 +26,14 @@ def test_maps_of_strides_4_to_64(name):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"backbone": "resnet19"}, "backbone 'resnet19' with weights 'none'"),
-        ({"backbone_weights": "NOT_A_NAME"}, "backbone 'mobilenet_v3_large' with weights 'NOT_A_NAME'"),
-        ({"backbone": "vit_b_16"}, "backbone 'vit_b_16'"),
+        ({"backbone.name": "resnet19"}, "backbone 'resnet19' with weights 'none'"),
+        ({"backbone.weights": "NOT_A_NAME"}, "backbone 'mobilenet_v3_large' with weights 'NOT_A_NAME'"),
+        ({"backbone.name": "vit_b_16"}, "backbone 'vit_b_16'"),
     ],
 )
 def test_unknown_names_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        build_backbone(DEMO.replace(**changes))
+        build_backbone(DEMO.replace(**changes).backbone)
 
 
 def test_weights_that_cannot_be_had(monkeypatch):
@@ -40,13 +41,13 @@ def test_weights_that_cannot_be_had(monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(module, "get_model", no_network)
-    message = "'DEFAULT' of 'mobilenet_v3_large'.*connect to the internet.*backbone_weights=none"
+    message = "'DEFAULT' of 'mobilenet_v3_large'.*connect to the internet.*backbone.weights=none"
     with pytest.raises(ValueError, match=message):
-        build_backbone(DEMO.replace(backbone_weights="DEFAULT"))
+        build_backbone(DEMO.replace(**{"backbone.weights": "DEFAULT"}).backbone)
 
 
 def test_what_learns():
-    backbone = build_backbone(DEMO)
+    backbone = build_backbone(DEMO.backbone)
     blocks = list(backbone.body.children())
     assert backbone_parts(backbone, "none", 0) == []
     assert backbone_parts(backbone, "fpn", 0) == [backbone.fpn]

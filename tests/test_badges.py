@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from lib import badges, runtime
+from lib.machine.folders import root
+from lib.notebook import badges
 
 LINK = "https://colab.research.google.com/github/{}/blob/main/notebooks/01_data.ipynb"
 OLD, NEW = "old-owner/old.name", "ada/mask-rcnn"
@@ -37,6 +38,6 @@ def test_an_address_without_owner_and_name_is_refused(project, address):
 
 def test_the_project_itself_is_in_step(tmp_path):
     for name in ("README.md", "pyproject.toml"):
-        shutil.copy(runtime.root() / name, tmp_path)
-    shutil.copytree(runtime.root() / "notebooks", tmp_path / "notebooks")
+        shutil.copy(root() / name, tmp_path)
+    shutil.copytree(root() / "notebooks", tmp_path / "notebooks")
     assert badges.rewrite(tmp_path) == [], "run `make badges`"

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import assignment, batchnorm, cost, evaluation, inference, timing
+from benchmarks import batchnorm, cost, inference, timing
 from lib.config import Config, load_config
-from lib.data import CourseDataset, collate
-from lib.report import save_table
-from lib.runtime import save_figure
-from lib.stages import RPNStage
+from lib.data.batches import collate, prepare
+from lib.data.reader import CourseDataset
+from lib.notebook.figures import save_figure
+from lib.notebook.report import save_table
+from lib.training.stages import Learner, RPNStage
 
 COLUMNS = {"what", "threads", "runs", "ours ms", "peer ms", "ratio", "times_ms"}
 
@@ -45,30 +46,20 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
-def test_assignment(tmp_path):
-    config = Config(image_height=192, image_width=256, anchor_scales=(8.0, 16.0, 32.0, 64.0, 128.0))
-    assignment.main(["--threads", "1", "--runs", "1", "--out", str(tmp_path / "a.json")], config)
-    assert [row["objects"] for row in rows_of(tmp_path / "a.json")] == [1, 5, 20]
-
-
-def test_evaluation(tmp_path):
-    small = ["--images", "4", "--detections", "10", "--threads", "1", "--runs", "1"]
-    evaluation.main([*small, "--out", str(tmp_path / "e.json")])
-    assert rows_of(tmp_path / "e.json")[0]["images"] == 4
-
-
 @pytest.fixture
 def small() -> Config:
-    counts = {"rpn_pre_nms_test": 1000, "rpn_post_nms_test": 40, "box_post_nms_test": 4, "fpn_channels": 32}
-    counts["backbone_weights"] = "none"
-    return load_config("demo").replace(image_height=96, image_width=128, mask_hidden=16, box_hidden=32, **counts)
+    counts = {"rpn.test.pre_nms": 1000, "rpn.test.post_nms": 40, "boxhead.test.post_nms": 4, "backbone.channels": 32}
+    counts["backbone.weights"] = "none"
+    return load_config("demo").replace(
+        **{"image.height": 96, "image.width": 128, "maskhead.hidden": 16, "boxhead.hidden": 32}, **counts
+    )
 
 
 def test_inference(tmp_path, small, monkeypatch):
     monkeypatch.setattr(inference, "SAME_PIXELS", 0.99)  # four large boxes
     inference.main(["--threads", "1", "--runs", "1", "--out", str(tmp_path / "i.json")], small)
     rows = rows_of(tmp_path / "i.json")
-    assert {"and keep_memory: end to end", "backbone", "paste and encode"} <= {row["what"] for row in rows}
+    assert {"keep_memory on both sides", "backbone", "paste and encode"} <= {row["what"] for row in rows}
     assert rows[-1]["agreement"]["mask pixels"] > 0.99
 
 
@@ -85,8 +76,10 @@ def test_batchnorm(tiny_model, scenes):
     batch, losses = collate([data[0], data[1]]), {}
     for training in (False, True):
         for stage in (RPNStage, batchnorm.WholeMaps):
+            model = tiny_model()
             torch.manual_seed(0)
-            losses[training, stage] = sum(stage(tiny_model(flip_probability=0.0)).train(training)(*batch).values())
+            learner = Learner(stage(model)).train(training)
+            losses[training, stage] = sum(learner(*prepare(*batch, model.config.image)).values())
     assert losses[False, RPNStage].item() == pytest.approx(losses[False, batchnorm.WholeMaps].item(), rel=1e-4)
     assert losses[True, RPNStage].item() != pytest.approx(losses[True, batchnorm.WholeMaps].item(), rel=1e-6)
     losses[True, batchnorm.WholeMaps].backward()

@@ -1,6 +1,5 @@
 """The bookkeeping of the accuracy benchmarks; the trainings themselves take minutes and are nobody's test."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,8 +10,8 @@ from safetensors.torch import save_file
 
 from benchmarks import ablation, accuracy
 from lib.backbone import build_backbone
-from lib.config import JOINT_CHANGES
-from lib.evaluate import CATEGORIES, _coco
+from lib.config import JOINT
+from lib.scores.coco_ap import CATEGORIES, _coco
 
 
 def code(x1: int, x2: int) -> dict:
@@ -62,7 +61,7 @@ def test_a_finished_run_is_kept_and_another_config_refused(tmp_path):
     arguments = (path, "scenes", "ours")
     assert accuracy.kept_run(*arguments, config, (tmp_path, tmp_path))["seed"] == 0
     with pytest.raises(ValueError, match="another config"):
-        accuracy.kept_run(*arguments, config.replace(seed=1), (tmp_path, tmp_path))
+        accuracy.kept_run(*arguments, config.replace(**{"training.seed": 1}), (tmp_path, tmp_path))
     assert len(accuracy.finished_runs(tmp_path, "accuracy")) == 1
 
 
@@ -74,22 +73,30 @@ def test_a_run_whose_config_has_a_field_that_is_no_more_is_another(tmp_path):
         accuracy.kept_run(path, "scenes", "ours", config, (tmp_path, tmp_path))
 
 
+def changed(config, other) -> dict:
+    """The numbers of `config`, as a stage after it has them, that the other one has otherwise."""
+    paths = [path for path, field in config.paths().items() if field.metadata]
+    return {path: config.value(path) for path in paths if config.value(path) != other.value(path)}
+
+
 @pytest.mark.parametrize("setting", accuracy.SETTINGS)
 def test_each_row_of_the_ablation_changes_one_thing(setting):
     rows = ablation.rows_of(setting)
     recipe = accuracy.SETTINGS[setting]
     assert rows.pop("the recipe") == (recipe, recipe)
     printed = {k: rows.pop(k) for k in list(rows) if k.startswith("as printed")}
-    left_out = []
+    left_out, paths = {}, [pair.partition("=")[0].removeprefix("joint.") for pair in JOINT.split()]
     for trained, scored in rows.values():
-        assert scored.replace(joint_changes=()) == recipe.replace(joint_changes=())
-        left_out += (changed := set(recipe.joint_changes) - set(scored.joint_changes))
-        assert trained == (recipe if changed == {"box_score_threshold=0.05"} else scored)
-    assert left_out == list(JOINT_CHANGES)
-    sheet = {"cross_boundary": "remove", "rpn_negatives": "uniform", "box_nms_iou_train": 0.5}
+        assert not changed(scored, recipe)  # before the joint stage nothing is
+        of_row = changed(scored.of_stage("joint"), recipe.of_stage("joint"))
+        assert trained == (recipe if "boxhead.test.score_threshold" in of_row else scored)
+        left_out |= of_row
+    assert left_out == {path: recipe.value(path) for path in paths}
+    sheet = {"rpn.cross_boundary": "remove", "boxhead.cross_boundary": "remove", "rpn.negatives": "uniform"}
+    sheet |= {"boxhead.train.nms_iou": 0.5}
     for trained, scored in printed.values():
-        changed = {k: v for k, v in dataclasses.asdict(trained).items() if v != getattr(recipe, k)}
-        assert trained == scored and changed == {k: sheet.pop(k) for k in changed}
+        of_row = changed(trained, recipe)
+        assert trained == scored and of_row == {k: sheet.pop(k) for k in of_row}
     assert not sheet
     assert sum(trained != recipe for trained, _ in [*rows.values(), *printed.values()]) <= 5  # and the recipe itself
     assert len({ablation.slug(name) for name in ablation.rows_of(setting)}) == len(ablation.rows_of(setting))
@@ -109,25 +116,25 @@ def test_a_difference_stands_beside_the_row_with_its_interval(tmp_path):
 def test_a_row_of_scoring_alone_is_scored_with_its_own_config(monkeypatch, tmp_path, tiny_model):
     """The recipe is trained, and the row's threshold is what detections are cut with."""
     recipe = accuracy.SETTINGS["scenes"]
-    scored = recipe.replace(joint_changes=[c for c in recipe.joint_changes if "score_threshold" not in c])
+    _, scored = ablation.rows_of("scenes")["without score_threshold"]
     used = {}
     monkeypatch.setattr(accuracy, "train_ours", lambda config, *_: used.update(trained=config) or tiny_model())
     monkeypatch.setattr(accuracy, "CourseDataset", lambda *_, **__: [])
     monkeypatch.setattr(accuracy, "collect_results", lambda model, _: used.update(threshold=model.config))
     monkeypatch.setattr(accuracy, "scores", lambda *_: {})
     row = accuracy.run("scenes", "ours", scored, tmp_path, tmp_path, trained=recipe)
-    assert used["trained"] == recipe and used["threshold"].box_score_threshold == 0
+    assert used["trained"] == recipe and used["threshold"].boxhead.test.score_threshold == 0
     assert accuracy.Config.from_json(row["config"]) == scored
 
 
 def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):
-    config = accuracy.SETTINGS["scenes"].replace(backbone_weights=str(tmp_path / "backbone.safetensors"))
-    backbone = build_backbone(config.replace(backbone_weights="none"))
-    save_file(backbone.state_dict(), config.backbone_weights)
+    config = accuracy.SETTINGS["scenes"].replace(**{"backbone.weights": str(tmp_path / "backbone.safetensors")})
+    backbone = build_backbone(config.replace(**{"backbone.weights": "none"}).backbone)
+    save_file(backbone.state_dict(), config.backbone.weights)
     model = accuracy.torchvision_model(config)
     assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in backbone.state_dict().items())
-    assert model.backbone.out_channels == config.fpn_channels and model.transform.min_size == (180,)
-    assert model.roi_heads.box_head.fc6.out_features == config.box_hidden
-    assert model.rpn.anchor_generator.sizes == tuple((s,) for s in config.anchor_scales)
+    assert model.backbone.out_channels == config.backbone.channels and model.transform.min_size == (180,)
+    assert model.roi_heads.box_head.fc6.out_features == config.boxhead.hidden
+    assert model.rpn.anchor_generator.sizes == tuple((s,) for s in config.anchors.scales)
     assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 4
     assert all(p.requires_grad for p in model.parameters() if isinstance(p, torch.nn.Parameter))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bootstrap
-from lib.evaluate import CATEGORIES, _coco, average_precision, coco_evaluation
+from lib.scores.coco_ap import CATEGORIES, _coco, average_precision, coco_evaluation
 
 
 def evaluation(seed: int, images: int = 30, noise: float = 2.0):

@@ -5,8 +5,8 @@ import json
 from benchmarks import stages
 
 TINY = (
-    "image_height=96 image_width=128 box_post_nms_train=4 rpn_batch_samples=64 box_batch_samples=32 "
-    "backbone=resnet18 backbone_weights=none fpn_channels=32 box_hidden=64 mask_hidden=16"
+    "image.height=96 image.width=128 boxhead.train.post_nms=4 rpn.batch_samples=64 boxhead.batch_samples=32 "
+    "backbone.name=resnet18 backbone.weights=none backbone.channels=32 boxhead.hidden=64 maskhead.hidden=16"
 ).split()
 
 

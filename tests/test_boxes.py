@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import box_iou
 
-from lib.boxes import MAX_LOG_SCALE, area, clip, decode, encode, flip_boxes, inside, iou_matrix, scale_boxes
+from lib.boxes import MAX_LOG_SCALE, area, clip, decode, encode, inside, iou_matrix, scale_boxes
+from lib.data.batches import flip_boxes
 
 
 def random_boxes(count: int, seed: int = 0, size: float = 100) -> torch.Tensor:

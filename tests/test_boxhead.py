@@ -13,10 +13,10 @@ LABELS = torch.tensor([3, 1])
 
 
 def test_network_is_section_6_2():
-    head = BoxHead(256, 7, 1024)
+    head = BoxHead(256, 1024)
     shapes = [tuple(p.shape) for name, p in head.named_parameters() if name.endswith("weight")]
     assert shapes == [(1024, 256 * 49), (1024, 1024), (4, 1024), (12, 1024)]
-    logits, deltas = BoxHead(4, 2, 8)(torch.zeros(5, 4, 2, 2))
+    logits, deltas = BoxHead(4, 8)(torch.zeros(5, 4, 7, 7))
     assert logits.shape == (5, 4) and deltas.shape == (5, 3, 4)
 
 
@@ -24,10 +24,10 @@ def test_targets_by_hand(config):
     """Shifted by d, a 40 x 40 box overlaps its object by (40 - d) / (40 + d)."""
     shifts = torch.tensor([0.0, 17, 18, 100])  # IoU 1, 23/57 = 0.404, 22/58 = 0.379, 0
     proposals = OBJECTS[0] + shifts[:, None] * torch.tensor([1, 0, 1, 0])
-    labels, boxes = box_targets(proposals, OBJECTS[:1], LABELS[:1], config)
+    labels, boxes = box_targets(proposals, OBJECTS[:1], LABELS[:1], config.boxhead)
     assert labels.tolist() == [3, 3, 0, 0]
     assert_close(boxes, torch.cat([OBJECTS[:1], OBJECTS[:1], proposals[2:]]))
-    assert box_targets(proposals, OBJECTS[:0], LABELS[:0], config)[0].tolist() == [0] * 4
+    assert box_targets(proposals, OBJECTS[:0], LABELS[:0], config.boxhead)[0].tolist() == [0] * 4
 
 
 def some_proposals(count: int, seed: int = 0) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_minibatch_over_all_images(config):
     """The first image has no object: three quarters objects, all of the second image; the rest from both."""
     proposals = [{"boxes": some_proposals(200, 1)}, {"boxes": some_proposals(200, 2)}]
     targets = [{"boxes": OBJECTS[:0], "labels": LABELS[:0]}, {"boxes": OBJECTS, "labels": LABELS}]
-    drawn = sample_proposals(proposals, targets, config)
+    drawn = sample_proposals(proposals, targets, config.boxhead)
     positive = drawn["labels"] > 0
     assert len(positive) == 32 and positive.sum() == 24
     assert (drawn["images"][positive] == 1).all() and set(drawn["images"].tolist()) == {0, 1}
@@ -71,8 +71,8 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_no_objects_give_a_differentiable_zero(count):
-    head = BoxHead(4, 2, 8)
-    losses = box_loss(*head(torch.ones(count, 4, 2, 2)), torch.zeros(count, dtype=torch.long), torch.zeros(count, 4))
+    head = BoxHead(4, 8)
+    losses = box_loss(*head(torch.ones(count, 4, 7, 7)), torch.zeros(count, dtype=torch.long), torch.zeros(count, 4))
     sum(losses.values()).backward()
     assert losses["box_regression"] == 0 and (losses["box_class"] > 0) == (count > 0)
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
@@ -95,15 +95,15 @@ def naive_nms_by_class(boxes, labels, scores, iou: float) -> list[int]:
 
 
 def test_detections_step_by_step(config):
-    config = config.replace(box_pre_nms_test=60, box_post_nms_test=15)
+    config = config.replace(**{"boxhead.test.pre_nms": 60, "boxhead.test.post_nms": 15})
     logits, deltas, proposals = head_outputs()
-    for image, found in enumerate(refine(logits, deltas, proposals, CONTENT, config)):
+    for image, found in enumerate(refine(logits, deltas, proposals, CONTENT, config.boxhead)):
         rows = slice(120 * image, 120 * image + 120)
         scores, labels = logits[rows].softmax(1)[:, 1:].max(dim=1)
         boxes = clip(decode(deltas[rows][range(120), labels], proposals[image]), *CONTENT)
         keep = (logits[rows].argmax(dim=1) > 0) & ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(dim=1)
         top = keep.nonzero().flatten()[scores[keep].argsort(descending=True)[:60]]
-        kept = top[naive_nms_by_class(boxes[top], labels[top], scores[top], config.box_nms_iou)][:15]
+        kept = top[naive_nms_by_class(boxes[top], labels[top], scores[top], config.boxhead.test.nms_iou)][:15]
         assert len(kept) == 15 and len(set(found["labels"].tolist())) > 1
         assert_close(found["boxes"], boxes[kept])
         assert_close(found["scores"], scores[kept])
@@ -113,7 +113,7 @@ def test_detections_step_by_step(config):
 def test_nms_is_for_each_class_alone(config):
     """Three equal boxes, two of class 1 and one of class 2; a fourth is background."""
     logits = torch.tensor([[0.0, 3, 0, 0], [0, 2, 0, 0], [0, 0, 2.5, 0], [9, 0, 0, 0]])
-    found = refine(logits, torch.zeros(4, 3, 4), [OBJECTS[:1].repeat(4, 1)], CONTENT, config)[0]
+    found = refine(logits, torch.zeros(4, 3, 4), [OBJECTS[:1].repeat(4, 1)], CONTENT, config.boxhead)[0]
     assert found["labels"].tolist() == [1, 2]
     e = math.e
     assert_close(found["scores"], torch.tensor([e**3 / (e**3 + 3), e**2.5 / (e**2.5 + 3)]))
@@ -127,7 +127,7 @@ def test_training_has_an_nms_threshold_of_its_own(config):
         {"boxes": boxes[:1], "labels": LABELS[:1]},
     )
     for iou, kept in ((0.5, [10]), (0.7, [10, 6]), (0.9, [10, 8, 6])):
-        limit = config.replace(box_nms_iou_train=iou)
+        limit = config.replace(**{"boxhead.train.nms_iou": iou}).boxhead
         chosen = refine_for_training(logits, torch.zeros(3, 3, 4), [boxes], [targets], CONTENT, limit)[0]["boxes"]
         assert (chosen[:, 3] - chosen[:, 1]).tolist() == kept
         assert len(refine(logits, torch.zeros(3, 3, 4), [boxes], CONTENT, limit)[0]["boxes"]) == 1
@@ -136,8 +136,8 @@ def test_training_has_an_nms_threshold_of_its_own(config):
 def test_boxes_that_train_the_mask_head(config):
     logits, deltas, proposals = head_outputs(1)
     targets = [{"boxes": OBJECTS, "labels": LABELS}, {"boxes": OBJECTS[:0], "labels": LABELS[:0]}]
-    first, second = refine_for_training(logits, deltas, proposals, targets, CONTENT, config)
-    assert len(second["boxes"]) == 0 and 0 < len(first["boxes"]) <= config.box_post_nms_train
+    first, second = refine_for_training(logits, deltas, proposals, targets, CONTENT, config.boxhead)
+    assert len(second["boxes"]) == 0 and 0 < len(first["boxes"]) <= config.boxhead.train.post_nms
     iou = iou_matrix(first["boxes"], OBJECTS)
     assert inside(first["boxes"], *CONTENT).all() and (iou.max(dim=1).values > 0.5).all()
     assert torch.equal(first["matched"], iou.argmax(dim=1)) and torch.equal(first["labels"], LABELS[first["matched"]])
@@ -147,7 +147,10 @@ def test_boxes_that_train_the_mask_head(config):
 def test_training_boxes_by_hand(config, shift, survives):
     """A 40 x 40 box shifted by 13 has IoU 27/53 = 0.509, by 14 26/54 = 0.481; by -11 it leaves the image."""
     box = OBJECTS[:1] + shift * torch.tensor([1, 0, 1, 0])
-    target, printed = {"boxes": OBJECTS[:1], "labels": LABELS[:1]}, config.replace(cross_boundary="remove")
+    target, printed = (
+        {"boxes": OBJECTS[:1], "labels": LABELS[:1]},
+        config.replace(**{"boxhead.cross_boundary": "remove"}).boxhead,
+    )
     logits = torch.tensor([[9.0, 1, 0, 0]])  # background at its most probable: kept all the same
     chosen = refine_for_training(logits, torch.zeros(1, 3, 4), [box], [target], CONTENT, printed)[0]
     assert chosen["labels"].tolist() == [3] * survives
@@ -156,17 +159,20 @@ def test_training_boxes_by_hand(config, shift, survives):
 def test_no_proposals(config):
     empty = [torch.zeros(0, 4)] * 2
     target = {"boxes": OBJECTS, "labels": LABELS}
-    outputs = BoxHead(4, 2, 8)(torch.zeros(0, 4, 2, 2))
-    assert [len(d["boxes"]) for d in refine(*outputs, empty, CONTENT, config)] == [0, 0]
-    assert [len(d["boxes"]) for d in refine_for_training(*outputs, empty, [target] * 2, CONTENT, config)] == [0, 0]
-    assert len(sample_proposals([{"boxes": e} for e in empty], [target] * 2, config)["rois"]) == 0
+    outputs = BoxHead(4, 8)(torch.zeros(0, 4, 7, 7))
+    assert [len(d["boxes"]) for d in refine(*outputs, empty, CONTENT, config.boxhead)] == [0, 0]
+    assert [len(d["boxes"]) for d in refine_for_training(*outputs, empty, [target] * 2, CONTENT, config.boxhead)] == [
+        0,
+        0,
+    ]
+    assert len(sample_proposals([{"boxes": e} for e in empty], [target] * 2, config.boxhead)["rois"]) == 0
 
 
 def test_perfect_deltas_give_the_objects(config):
     proposals = OBJECTS + torch.tensor([3.0, -2, 1, 4])
     deltas = encode(OBJECTS, proposals)[:, None].expand(2, 3, 4)
     logits = torch.nn.functional.one_hot(LABELS, 4) * 9.0
-    found = refine(logits, deltas, [proposals], CONTENT, config)[0]
+    found = refine(logits, deltas, [proposals], CONTENT, config.boxhead)[0]
     order = found["labels"].argsort(descending=True)
     assert_close(found["boxes"][order], OBJECTS, atol=1e-4, rtol=1e-4)
 
@@ -177,18 +183,23 @@ def test_every_class_above_a_threshold(config):
     logits[0, 3] = math.log(0.2)
     deltas = torch.zeros(2, 3, 4)
     deltas[0, 1, 0] = 0.25  # class 2 of the first: moved by a quarter of its width
-    found = refine(logits, deltas, [OBJECTS], CONTENT, config.replace(box_score_threshold=0.15))[0]
+    found = refine(
+        logits, deltas, [OBJECTS], CONTENT, config.replace(**{"boxhead.test.score_threshold": 0.15}).boxhead
+    )[0]
     assert found["labels"].tolist() == [1, 2, 3]
     expected = torch.stack([OBJECTS[1], OBJECTS[0] + torch.tensor([10.0, 0, 10, 0]), OBJECTS[0]])
     assert_close(found["boxes"], expected, atol=1e-4, rtol=1e-5)
-    assert [len(d["boxes"]) for d in refine(logits, deltas, [OBJECTS[:1], OBJECTS[1:]], CONTENT, config)] == [0, 0]
+    assert [len(d["boxes"]) for d in refine(logits, deltas, [OBJECTS[:1], OBJECTS[1:]], CONTENT, config.boxhead)] == [
+        0,
+        0,
+    ]
 
 
 def test_true_boxes_join_the_proposals(config):
     target = {"boxes": OBJECTS, "labels": LABELS}
     far = [{"boxes": torch.tensor([[0.0, 80, 9, 95]])}]
-    assert sample_proposals(far, [target], config)["labels"].tolist() == [0]
-    drawn = sample_proposals(far, [target], config.replace(box_adds_truth=True))
+    assert sample_proposals(far, [target], config.boxhead)["labels"].tolist() == [0]
+    drawn = sample_proposals(far, [target], config.replace(**{"boxhead.adds_truth": True}).boxhead)
     assert sorted(drawn["labels"].tolist()) == [0, 1, 3] and (drawn["deltas"] == 0).all()
 
 
@@ -205,15 +216,19 @@ def test_boxes_that_train_the_mask_head_may_be_clipped(config):
     border = torch.tensor([[0.0, 10, 40, 50]])
     out = (torch.tensor([[9.0, 1, 0, 0]]), torch.zeros(1, 3, 4), [border - torch.tensor([11.0, 0, 11, 0])])
     target = {"boxes": border, "labels": LABELS[:1]}
-    removed = refine_for_training(*out, [target], CONTENT, config.replace(cross_boundary="remove"))[0]
+    removed = refine_for_training(
+        *out, [target], CONTENT, config.replace(**{"boxhead.cross_boundary": "remove"}).boxhead
+    )[0]
     assert len(removed["boxes"]) == 0
-    clipped = refine_for_training(*out, [target], CONTENT, config.replace(cross_boundary="clip"))[0]
+    clipped = refine_for_training(
+        *out, [target], CONTENT, config.replace(**{"boxhead.cross_boundary": "clip"}).boxhead
+    )[0]
     assert_close(clipped["boxes"], torch.tensor([[0.0, 10, 29, 50]]))
 
 
 def test_a_box_is_clipped_before_it_is_compared_with_the_objects(config):
-    """IoU 60 x 90 / (120 x 90) = 0.5 before, 60 x 90 / (100 x 90) = 0.6 after, with an object at the image's edge."""
-    box, target = torch.tensor([[-20.0, 0, 100, 90]]), {"boxes": torch.tensor([[0.0, 0, 60, 90]]), "labels": LABELS[:1]}
-    clipping = config.replace(cross_boundary="clip", mask_positive_iou=0.55)
+    """IoU 54 x 90 / (120 x 90) = 0.45 before, 54 x 90 / (100 x 90) = 0.54 after, with an object at the image's edge."""
+    box, target = torch.tensor([[-20.0, 0, 100, 90]]), {"boxes": torch.tensor([[0.0, 0, 54, 90]]), "labels": LABELS[:1]}
+    clipping = config.replace(**{"boxhead.cross_boundary": "clip"}).boxhead
     logits = torch.tensor([[9.0, 1, 0, 0]])
     assert len(refine_for_training(logits, torch.zeros(1, 3, 4), [box], [target], CONTENT, clipping)[0]["boxes"]) == 1

@@ -19,13 +19,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib import browser, runtime
 from lib.config import load_config
+from lib.machine.folders import root
 from lib.maskrcnn import MaskRCNN
-from lib.run import METADATA
+from lib.notebook import browser
+from lib.notebook.execute import METADATA
 
 CONFIG = load_config(
-    "demo", "image_height=60 image_width=80 backbone_weights=none fpn_channels=8 anchor_scales=(8,16,24,32,40)".split()
+    "demo",
+    "image.height=60 image.width=80 backbone.weights=none backbone.channels=8 anchors.scales=(8,16,24,32,40)".split(),
 )
 
 
@@ -129,7 +131,7 @@ def title(fig: Figure) -> str:
 
 @pytest.mark.parametrize("crossing, kinds", [("clip", 3), ("remove", 4)])
 def test_the_counts_of_the_anchors_add_up(crossing, kinds):
-    config, numbers = CONFIG.replace(cross_boundary=crossing), {}
+    config, numbers = CONFIG.replace(**{"rpn.cross_boundary": crossing}), {}
     assert title(browser.anchors_figure(SCENES, config, 0)).startswith("image 0, level all: ")
     for level in ("all", "P2", "P3", "P4", "P5", "P6"):
         line = title(browser.anchors_figure(SCENES, config, 0, level)).splitlines()[0]
@@ -158,7 +160,7 @@ def test_the_model_itself_can_be_browsed(stage):
 CELL = """
 import sys; sys.path.insert(0, {root!r})
 import torch
-from lib import browser
+from lib.notebook import browser
 from lib.config import load_config
 target = {{"boxes": torch.tensor([[20.0, 20, 120, 120]]), "labels": torch.tensor([1]), "image_id": 0}}
 scenes = []
@@ -166,7 +168,7 @@ for channel in range(3):  # a red, a green and a blue image
     image = torch.zeros(3, 300, 400, dtype=torch.uint8)
     image[channel] = 200
     scenes.append((image, target))
-browser.browse_anchors(scenes, load_config("demo", ["image_height=60", "image_width=80"]))
+browser.browse_anchors(scenes, load_config("demo", ["image.height=60", "image.width=80"]))
 """
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MISSING = [name for name in ("jupyterlab", "playwright") if find_spec(name) is None] + ["chromium"] * (CHROMIUM is None)
@@ -182,7 +184,7 @@ PIXEL = """image => {
 @pytest.fixture
 def lab(tmp_path):
     """The address of a JupyterLab that serves one notebook, with its state in a folder of its own."""
-    cell = nbformat.v4.new_code_cell(CELL.format(root=str(runtime.root())))
+    cell = nbformat.v4.new_code_cell(CELL.format(root=str(root())))
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata=METADATA)
     nbformat.write(notebook, tmp_path / "browse.ipynb")
     with socket.socket() as free:

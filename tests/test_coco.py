@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from lib.boxes import mask_to_box
-from lib.coco import CATEGORIES, LABELS, main
-from lib.data import CourseDataset
+from lib.__main__ import main
+from lib.data.coco import CATEGORIES, LABELS
+from lib.data.masks import mask_to_box
+from lib.data.reader import CourseDataset
 
 MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
@@ -53,7 +54,7 @@ class Coco:
         annotations = self.folder / "instances.json"
         annotations.write_text(json.dumps(self.json) if text is None else text)
         paths = ["--images", self.folder, "--annotations", annotations, "--out", self.folder / out]
-        main([*map(str, paths), *options])
+        main(["coco", *map(str, paths), *options])
         return CourseDataset(self.folder / out, split)
 
     def error(self, *options, text=None):
@@ -174,7 +175,7 @@ def test_unknown_ids(three, key):
 def test_json_that_is_none_or_of_another_kind(three):
     assert "instances.json is not valid JSON" in three.error(text='{"images": [')
     with pytest.raises(SystemExit, match="none.json is missing"):
-        main(["--images", "x", "--annotations", "none.json", "--out", str(three.folder / "out")])
+        main(["coco", "--images", "x", "--annotations", "none.json", "--out", str(three.folder / "out")])
     del three.json["images"][1]["file_name"]
     assert "item 1 of 'images' has no 'file_name'" in three.error()
     three.json.pop("categories")
@@ -223,7 +224,7 @@ def test_options_that_leave_nothing(three):
 @pytest.mark.skipif(not MINI.is_dir(), reason="needs the photographs of coco_mini")
 def test_real_photographs(tmp_path):
     paths = ["--images", str(MINI / "images"), "--annotations", str(MINI / "instances_val.json")]
-    main([*paths, "--out", str(tmp_path), "--split", "val"])
+    main(["coco", *paths, "--out", str(tmp_path), "--split", "val"])
     dataset = CourseDataset(tmp_path, "val")
     assert (len(dataset), sum(map(len, dataset.labels))) == (74, 356)
     for _, target in (dataset[i] for i in range(0, 74, 20)):

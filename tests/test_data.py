@@ -7,24 +7,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import runtime
-from lib.config import load_config
-from lib.data import (
-    FILES,
-    CourseDataset,
-    CourseWriter,
-    collate,
-    content_size,
-    flip_horizontally,
-    prepare,
-    preprocess_images,
-    preprocess_targets,
-)
-from lib.safe_npy import load_object_array
+from lib.config import DataConfig
+from lib.data.batches import collate, flip_horizontally, prepare
+from lib.data.reader import FILES, CourseDataset
+from lib.data.safe_npy import load_object_array
+from lib.data.writer import CourseWriter
+from lib.machine.folders import root
+from lib.preprocess import ImageConfig, content_size, preprocess_images, preprocess_targets
 
-COURSE = runtime.root().parent / "shared" / "data" / "course"
+GENUINE = root().parent / "shared" / "data" / "course"
 BOXES = ([40, 30, 140, 130], [200, 100, 260, 290], [0, 0, 400, 300])  # of scene 0, 0 and 2; scene 1 is empty
 LABELS = ([1, 3], [], [2])
+COURSE = ImageConfig()  # 800 x 1066
 
 
 def filled(box) -> np.ndarray:
@@ -55,7 +49,7 @@ def test_what_is_written_is_read(tmp_path):
         for mask, box in zip(target["masks"], part, strict=True):
             assert (mask.numpy() == filled(box)).all()
     assert "masks" not in CourseDataset(tmp_path, with_masks=False)[0][1]
-    alone = CourseDataset(tmp_path, "train", load_config("demo").replace(val_fraction=0.5, test_fraction=0))
+    alone = CourseDataset(tmp_path, "train", DataConfig(val_fraction=0.5, test_fraction=0))
     assert [alone.target(k)["image_id"] for k in range(len(alone))] == alone.indices
 
 
@@ -77,7 +71,7 @@ def test_a_failed_writer_leaves_the_old_files(tmp_path):
 @pytest.mark.parametrize("kind", FILES)
 def test_missing_file(tmp_path, kind):
     (write(tmp_path) / FILES[kind]).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{FILES[kind]} is missing.*{tmp_path}.*python -m lib.synthetic"):
+    with pytest.raises(FileNotFoundError, match=f"{FILES[kind]} is missing.*{tmp_path}.*python -m lib scenes"):
         CourseDataset(tmp_path)
 
 
@@ -114,9 +108,9 @@ def test_swapped_files(tmp_path, one, other):
         CourseDataset(tmp_path)
 
 
-@pytest.mark.skipif(not COURSE.is_dir(), reason="the course's label and box files are not here")
+@pytest.mark.skipif(not GENUINE.is_dir(), reason="the course's label and box files are not here")
 def test_the_genuine_labels_and_boxes():
-    labels, boxes = (load_object_array(COURSE / FILES[kind]) for kind in ("labels", "boxes"))
+    labels, boxes = (load_object_array(GENUINE / FILES[kind]) for kind in ("labels", "boxes"))
     assert len(labels) == len(boxes) == 3265
     assert np.bincount(np.concatenate(list(labels)).astype(int)).tolist() == [0, 990, 882, 1971]
     assert [sum(len(v) == n for v in labels) for n in (1, 2)] == [2687, 578]
@@ -129,22 +123,21 @@ def test_split_is_stored_disjoint_and_the_same_again(tmp_path):
     with CourseWriter(tmp_path) as writer:
         for _ in range(20):
             writer.add(np.zeros((3, 300, 400), np.uint8), [], np.zeros((0, 4)), np.zeros((0, 300, 400), np.uint8))
-    config = load_config("demo").replace(val_fraction=0.2, test_fraction=0.1)
+    config = DataConfig(val_fraction=0.2, test_fraction=0.1)
     split = {name: CourseDataset(tmp_path, name, config).indices for name in ("train", "val", "test")}
     assert sorted(sum(split.values(), [])) == list(range(20)) and [*map(len, split.values())] == [14, 4, 2]
-    other = config.replace(seed=9, val_fraction=0.5)  # what is stored counts
+    other = DataConfig(seed=9, val_fraction=0.5)  # what is stored counts
     assert {name: CourseDataset(tmp_path, name, other).indices for name in split} == split
     (tmp_path / "split.json").unlink()
-    assert CourseDataset(tmp_path, "val", config.replace(seed=9)).indices != split["val"]
+    assert CourseDataset(tmp_path, "val", DataConfig(seed=9, val_fraction=0.2)).indices != split["val"]
     (tmp_path / "split.json").write_text('{"train": [0], "val": [], "test": []}')
     with pytest.raises(ValueError, match="split.json does not divide the 20 images"):
         CourseDataset(tmp_path, "train", config)
 
 
 def test_preprocessing_is_section_2(tmp_path):
-    course = load_config("course")
     images, targets = collate([CourseDataset(write(tmp_path))[i] for i in range(3)])
-    x, new, content = prepare(images, targets, course)
+    x, new, content = prepare(images, targets, COURSE)
     assert x.shape == (3, 3, 800, 1088) and content == (800, 1066)
     assert (x[..., 1066:] == 0).all() and (x[..., :1066] != 0).float().mean() > 0.99
     for target, old in zip(new, targets, strict=True):
@@ -157,7 +150,7 @@ def test_preprocessing_is_section_2(tmp_path):
 
 
 def test_a_grey_image_is_normalised_by_hand():
-    x = preprocess_images(torch.full((1, 3, 300, 400), 51, dtype=torch.uint8), load_config("course"))  # 51 / 255 = 0.2
+    x = preprocess_images(torch.full((1, 3, 300, 400), 51, dtype=torch.uint8), COURSE)  # 51 / 255 = 0.2
     by_hand = [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     assert_close(x[0, :, [0, 400, 799], [0, 500, 1065]], torch.tensor(by_hand)[:, None].expand(3, 3))
 
@@ -167,7 +160,7 @@ def test_a_grey_image_is_normalised_by_hand():
     [((300, 400), (800, 1066)), ((600, 800), (800, 1066)), ((500, 100), (800, 160)), ((10, 1000), (11, 1066))],
 )
 def test_content_keeps_the_aspect_ratio_and_fits(size, content):
-    got = content_size(*size, load_config("course"))
+    got = content_size(*size, COURSE)
     assert abs(got[0] - content[0]) <= 1 and abs(got[1] - content[1]) <= 1 and got[0] <= 800 and got[1] <= 1066
 
 
@@ -186,6 +179,6 @@ def test_flip_mirrors_images_boxes_and_masks_together(tmp_path):
 
 def test_targets_without_masks_or_objects():
     target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
-    assert "masks" not in preprocess_targets([target], (300, 400), load_config("course"))[0]
-    new = preprocess_targets([{**target, "masks": torch.zeros(0, 300, 400)}], (300, 400), load_config("course"))[0]
+    assert "masks" not in preprocess_targets([target], (300, 400), COURSE)[0]
+    new = preprocess_targets([{**target, "masks": torch.zeros(0, 300, 400)}], (300, 400), COURSE)[0]
     assert new["masks"].shape == (0, 800, 1088) and new["boxes"].shape == (0, 4)

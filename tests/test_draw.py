@@ -6,7 +6,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lib import draw
+from lib.notebook import draw
 
 SCALE = 20  # screen pixels to a pixel of the tiny image
 MASK = torch.zeros(1, 6, 8)

@@ -4,23 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from lib import evaluate
-from lib.checkpoint import save_stage
+from lib.__main__ import main
 from lib.config import STAGES
-from lib.data import CourseDataset, CourseWriter
-from lib.evaluate import (
+from lib.data.reader import CourseDataset
+from lib.data.writer import CourseWriter
+from lib.scores import coco_ap
+from lib.scores.coco_ap import (
     average_precision,
-    box_results,
     coco_evaluation,
-    code_results,
     course_map,
-    encode_masks,
-    evaluate_model,
     ground_truth,
     precision_recall,
     proposal_recall,
 )
-from lib.maskhead import paste_masks
+from lib.scores.evaluate import evaluate_model
+from lib.scores.results import box_results, code_results, encode_masks
+from lib.training.checkpoint import save_stage
 
 PERFECT = {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
 ELSEWHERE = torch.tensor([[350.0, 250, 399, 299]])
@@ -139,7 +138,7 @@ class Seer(torch.nn.Module):
         self.dataset, self.config, self.sees, self.next = dataset, config, sees, 0
         self.parameter = torch.nn.Parameter(torch.zeros(1))
 
-    def find(self, images, upto):
+    def forward(self, images, upto):
         found = []
         for _ in images:
             target = {k: v[: len(v) * self.sees] for k, v in self.dataset[self.next][1].items() if k != "image_id"}
@@ -152,9 +151,7 @@ class Seer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("sees, score", [(True, 1.0), (False, 0.0)])
-def test_layout_and_values_of_the_scores(scenes, config, sees, score, monkeypatch):
-    monkeypatch.setattr(evaluate, "for_inference", lambda model: model)
-    monkeypatch.setattr(evaluate, "encode_pasted", lambda masks, *_: evaluate.encode_masks(masks))  # whole already
+def test_layout_and_values_of_the_scores(scenes, config, sees, score):
     dataset = CourseDataset(scenes)
     part = {"AP": score, "AP50": score, "AP75": score}
     part["per_class"] = {name: {"AP": score, "AP50": score} for name in ("vehicle", "person", "animal")}
@@ -167,12 +164,12 @@ def test_layout_and_values_of_the_scores(scenes, config, sees, score, monkeypatc
 
 
 def test_the_command_writes_metrics(scenes, tmp_path, tiny_model, monkeypatch, capsys):
-    model = tiny_model(rpn_post_nms_test=20, box_post_nms_test=5)
+    model = tiny_model(**{"rpn.test.post_nms": 20, "boxhead.test.post_nms": 5})
     for stage in STAGES:
         save_stage(model, tmp_path, stage, {})
     monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: tiny_model().backbone)
     arguments = ["--data", str(scenes), "--weights", str(tmp_path), "--out", str(tmp_path / "new" / "metrics.json")]
-    evaluate.main([*arguments, "--split", "val"])
+    main(["evaluate", *arguments, "--split", "val"])
     metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert set(metrics) == {"split", "backbone", "images", "box", "mask", "rpn", "course"}
     assert metrics["split"] == "val" and metrics["images"] == 3
@@ -185,26 +182,13 @@ def test_the_command_writes_metrics(scenes, tmp_path, tiny_model, monkeypatch, c
 
 def test_the_command_says_what_is_missing(scenes, tmp_path):
     with pytest.raises(SystemExit, match="error: no trained stage in"):
-        evaluate.main(["--data", str(scenes), "--weights", str(tmp_path)])
-
-
-@pytest.mark.parametrize("threshold", [0.2, 0.5])
-def test_encoding_in_the_boxes_is_pasting_and_encoding(threshold):
-    generator = torch.Generator().manual_seed(0)
-    start = torch.rand(40, 2, generator=generator) * 60 - 10
-    boxes = torch.cat([start, start + torch.rand(40, 2, generator=generator) * 50], dim=1)
-    boxes = torch.cat([boxes, torch.tensor([[0.0, 0, 64, 48], [63, 47, 64, 48], [70, 3, 90, 9], [5, 5, 5, 5]])])
-    masks = torch.rand(len(boxes), 7, 7, generator=generator)
-    masks[-4:-2] = 1
-    plain = evaluate.encode_masks(paste_masks(masks, boxes, (48, 64), threshold))
-    assert evaluate.encode_pasted(masks, boxes, (48, 64), threshold) == plain
-    assert evaluate.encode_pasted(masks[:0], boxes[:0], (48, 64), threshold) == []
+        main(["evaluate", "--data", str(scenes), "--weights", str(tmp_path)])
 
 
 def test_without_sizes_the_scores_are_the_same(scenes):
-    truth = evaluate.ground_truth(CourseDataset(scenes))
+    truth = coco_ap.ground_truth(CourseDataset(scenes))
     rows = [{**a, "score": 1 / a["id"]} for a in truth.dataset["annotations"] if a["id"] % 3]
     for kind in ("bbox", "segm"):
-        both = [evaluate.coco_evaluation(truth, rows, kind, sizes=sizes) for sizes in (True, False)]
-        first, second = (evaluate.average_precision(e) | {"course": evaluate.course_map(e)} for e in both)
+        both = [coco_ap.coco_evaluation(truth, rows, kind, sizes=sizes) for sizes in (True, False)]
+        first, second = (coco_ap.average_precision(e) | {"course": coco_ap.course_map(e)} for e in both)
         assert first == second and 0 < first["AP"] < 1

@@ -11,14 +11,15 @@ from conftest import TinyBackbone
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lib import features
-from lib.checkpoint import stage_path
 from lib.config import STAGES
-from lib.data import FILES, CourseDataset, collate, flip_horizontally, prepare
-from lib.features import features_folder, features_key, stored_features
-from lib.stages import STAGE_CLASSES
-from lib.synthetic import write_scenes
-from lib.train import loader, train_stage
+from lib.data.batches import collate, flip_horizontally, prepare
+from lib.data.reader import FILES, CourseDataset
+from lib.data.scenes import write_scenes
+from lib.speed import stored
+from lib.speed.stored import features_folder, features_key, stored_features, stored_maps
+from lib.training.checkpoint import stage_path
+from lib.training.loop import loader, train_stage
+from lib.training.stages import STAGE_CLASSES, Learner
 
 COMPUTED = "go through the frozen backbone once"
 NEAR = {"rtol": 2e-3, "atol": 2e-3}  # half precision has 11 bits
@@ -40,7 +41,7 @@ def data(scenes, config) -> dict[str, CourseDataset]:
 @pytest.fixture
 def model(tiny_model):
     """The tiny model with BatchNorms that do something, as a trained backbone's."""
-    model = tiny_model(box_nms_iou_train=1.0, box_post_nms_train=80)
+    model = tiny_model(**{"boxhead.train.nms_iou": 1.0, "boxhead.train.post_nms": 80})
     for name, value in model.backbone.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)
@@ -65,9 +66,9 @@ def live(data: CourseDataset, mirrored: bool) -> tuple[torch.Tensor, list[dict]]
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_stored_maps_are_the_backbones_own(store, model, data, config, split, mirrored):
     """In training mirrored ones where the flip says so, in validation never; with the targets of the live path."""
-    stored = store(flip_probability=float(mirrored))[split]
+    stored = store(**{"training.flip_probability": float(mirrored)})[split]
     images, targets = live(data[split], mirrored and split == "train")
-    x, targets, _ = prepare(images, targets, config)
+    x, targets, _ = prepare(images, targets, config.image)
     with torch.no_grad():
         expected = model.features(x)
     maps, stored_targets = next(iter(loader(stored, len(stored), torch.device("cpu"))))
@@ -81,14 +82,14 @@ def test_stored_maps_are_the_backbones_own(store, model, data, config, split, mi
 
 def test_mirrored_at_random(store, data):
     """Half of the draws are the mirrored entry, box and map together."""
-    stored = store(flip_probability=0.5)["train"]
+    stored = store(**{"training.flip_probability": 0.5})["train"]
     torch.manual_seed(0)
     draws = [stored[0] for _ in range(60)]
     boxes = [target["boxes"] for _, target in draws]
     alike = [torch.equal(box, boxes[0]) for box in boxes]
     assert 15 < sum(alike) < 45
     assert alike == [torch.equal(maps, draws[0][0]) for maps, _ in draws]
-    val = store(flip_probability=0.5)["val"]
+    val = store(**{"training.flip_probability": 0.5})["val"]
     assert len(val.entries) == len(data["val"]) and len(stored.entries) == 2 * len(data["train"])
 
 
@@ -101,14 +102,15 @@ def around(targets: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("name", ["rpn", "boxhead", "maskhead"])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_losses_are_those_of_the_images(store, model, data, name, mirrored):
-    stored = store(flip_probability=float(mirrored))["train"]
+    stored = store(**{"training.flip_probability": float(mirrored)})["train"]
     images, targets = live(data["train"], mirrored)
     maps, scaled = stored.collate([stored[i] for i in range(len(stored))])
     model.propose = lambda features, content, training: around(scaled)
-    stage, losses = STAGE_CLASSES[name](model).eval(), []
-    for batch in ((images, targets), (maps, scaled)):
+    stage, losses = STAGE_CLASSES[name](model), []
+    x, own, content = prepare(images, targets, model.config.image)
+    for learner, batch in ((Learner(stage), (x, own)), (Learner(stage, stored_maps), (maps, scaled))):
         torch.manual_seed(1)
-        losses.append(stage(*batch))
+        losses.append(learner.eval()(*batch, content))
     assert losses[0].keys() == losses[1].keys() and all(v > 0 for v in losses[0].values())
     assert_close(losses[1], losses[0], rtol=5e-3, atol=1e-4)
 
@@ -118,12 +120,12 @@ def test_the_key_is_all_that_the_maps_depend_on(model, config, tmp_path):
 
     def key(changes=None, splits=("train", "val"), precision="no") -> str:
         changed = config.replace(**changes or {})
-        data = dict(zip(("train", "val"), (CourseDataset(tmp_path, s, changed) for s in splits), strict=True))
+        data = dict(zip(("train", "val"), (CourseDataset(tmp_path, s, changed.data) for s in splits), strict=True))
         return features_key(model.backbone, data, changed, precision)
 
-    keys = [key(), key({"image_width": 120}), key({"image_mean": (0, 0, 0)}), key({"flip_probability": 0})]
+    keys = [key(), key({"image.width": 120}), key({"image.height": 90}), key({"training.flip_probability": 0})]
     keys += [key(splits=("train", "test")), key(precision="bf16")]
-    assert key({"flip_probability": 0.3, "rpn_lr": 1.0, "box_hidden": 8}) == keys[0]
+    assert key({"training.flip_probability": 0.3, "rpn.lr": 1.0, "boxhead.hidden": 8}) == keys[0]
     os.utime(tmp_path / FILES["images"], (1, 1))
     keys.append(key())
     model.backbone.levels[0][0].bias.data[0] += 1e-3
@@ -159,9 +161,9 @@ def test_what_is_lost_or_cut_off_is_computed_again(store, tmp_path, capsys, dama
 
 
 def test_too_little_room_is_said_before_anything_is_written(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "LEFT_FREE", 2**60)
+    monkeypatch.setattr(stored, "LEFT_FREE", 2**60)
     with pytest.raises(
-        ValueError, match="maps take 0.0 GB in .*features, and 0.0 GB of the disk.*store_features=False"
+        ValueError, match="maps take 0.0 GB in .*features, and 0.0 GB of the disk.*training.store_features=False"
     ):
         store()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -174,13 +176,13 @@ def test_an_empty_split(model, data, config, tmp_path, accelerator):
 
 
 def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
-    elsewhere = features.LOCAL / "demo" / "features"
+    elsewhere = stored.LOCAL / "demo" / "features"
     (tmp_path / "demo").mkdir()
     assert features_folder(tmp_path / "demo") == tmp_path.resolve() / "demo" / "features"
     with monkeypatch.context() as patch:
-        patch.setattr(features.os, "access", lambda path, mode: False)  # root may write everywhere
+        patch.setattr(stored.os, "access", lambda path, mode: False)  # root may write everywhere
         assert features_folder(tmp_path / "demo") == elsewhere
-    monkeypatch.setattr(features, "DRIVE", tmp_path.resolve())
+    monkeypatch.setattr(stored, "DRIVE", tmp_path.resolve())
     assert features_folder(tmp_path / "demo") == elsewhere
 
 
@@ -188,8 +190,8 @@ def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_pa
 def short(config, monkeypatch):
     """One epoch a stage on the tiny backbone, from stored maps."""
     monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
-    limits = {"rpn_post_nms_test": 20, "box_post_nms_test": 5, "store_features": True}
-    return config.replace(**{f"{stage}_epochs": 1 for stage in STAGES}, **limits)
+    limits = {"rpn.test.post_nms": 20, "boxhead.test.post_nms": 5, "training.store_features": True}
+    return config.replace(**{f"{stage}.epochs": 1 for stage in STAGES}, **limits)
 
 
 @pytest.mark.usefixtures("accelerator")
@@ -206,8 +208,8 @@ def test_computed_or_found_gives_the_same_weights(scenes, short, tmp_path):
     weights = []
     for found in (True, False):
         if not found:
-            features.remove(features_folder(scenes))
+            stored.remove(features_folder(scenes))
         train_stage("boxhead", short, scenes, tmp_path, restart=True)
         weights.append(load_file(stage_path(tmp_path, "boxhead")))
-    features.remove(features_folder(scenes))
+    stored.remove(features_folder(scenes))
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())

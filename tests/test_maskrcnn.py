@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from lib.anchors import pyramid_grids
-from lib.data import content_size
+from lib.preprocess import content_size
 from lib.roi_align import roi_align
 
 PICTURE = torch.randint(0, 256, (1, 3, 300, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -21,7 +21,7 @@ def eager(model):
 @pytest.mark.parametrize("size", [(300, 400), (301, 333), (57, 201), (480, 240)])
 def test_detections_are_in_the_pictures_own_frame(tiny_model, size):
     pictures = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
-    results = eager(tiny_model(box_post_nms_test=8))(pictures)
+    results = eager(tiny_model(**{"boxhead.test.post_nms": 8}))(pictures)
     assert len(results) == 2
     for found in results:
         count = len(found["boxes"])
@@ -44,6 +44,19 @@ def test_detections_are_in_the_pictures_own_frame(tiny_model, size):
 def test_up_to_a_stage(tiny_model, stage, keys):
     keys = {"boxes", "labels", "scores", "masks"} if keys is None else keys
     assert set(eager(tiny_model())(PICTURE, stage)[0]) == keys | {"proposals", "proposal_scores"}
+
+
+def test_a_threshold_keeps_the_best_detections(tiny_model):
+    """Those that score at least as much, the same as without one; the proposals stay."""
+    model = eager(tiny_model(**{"boxhead.test.post_nms": 20}))
+    every = model(PICTURE)[0]
+    threshold = every["scores"].median().item()
+    count = int((every["scores"] >= threshold).sum())
+    best = model(PICTURE, threshold=threshold)[0]
+    assert 0 < count < len(every["scores"]) and torch.equal(best["proposals"], every["proposals"])
+    for name in ("boxes", "labels", "scores"):
+        assert torch.equal(best[name], every[name][:count])
+    assert (best["masks"] != every["masks"][:count]).float().mean() < 1e-3  # another batch rounds otherwise
 
 
 def test_a_model_that_finds_nothing(tiny_model):
@@ -94,4 +107,4 @@ def test_segment_picks_the_boxes_own_class(tiny_model):
 
 
 def test_content_of_the_dataset_frame(config):
-    assert content_size(300, 400, config) == (96, 126) and config.padded_size == (96, 128)
+    assert content_size(300, 400, config.image) == (96, 126) and config.image.padded_size == (96, 128)

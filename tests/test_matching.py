@@ -124,3 +124,14 @@ def test_groups_are_drawn_at_random_and_seeded():
     assert draws[0] == draws[1] != draws[2]
     seen = torch.cat([sample(labels, 100, 0.5, groups) for _ in range(100)]).unique()
     assert len(seen) > 990  # every negative may come
+
+
+def test_few_of_a_great_many_are_drawn_fairly():
+    """Without a shuffle of them all: each is drawn as often as any other, none twice, in an order of no meaning."""
+    torch.manual_seed(0)
+    labels = torch.zeros(2000, dtype=torch.long)
+    draws = torch.stack([sample(labels, 50, 0.5) for _ in range(2000)])
+    assert all(len(row.unique()) == 50 for row in draws[:100])
+    times = draws.flatten().bincount(minlength=2000).float()  # 50 expected, with a deviation of 7
+    assert times.min() > 15 and times.max() < 90 and abs(times.std() - 50**0.5) < 0.7
+    assert abs(draws[:, 0].float().mean() - 999.5) < 60  # the first drawn is not the smallest

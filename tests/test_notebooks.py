@@ -15,9 +15,10 @@ import nbformat
 import pytest
 from jupytext.cli import jupytext as jupytext_command
 
-from lib import run, runtime
+from lib.machine.folders import FOLDERS, root
+from lib.notebook.execute import METADATA, NOTEBOOKS, WIDGET, execute
 
-FOLDER = runtime.root() / "notebooks"
+FOLDER = root() / "notebooks"
 WITH_BROWSER = {"02_anchors", "05_maskhead", "06_eval"}
 FORBIDDEN = (
     "autoreload",
@@ -28,11 +29,11 @@ FORBIDDEN = (
     "Accordion(",
 )
 DEFINES_A_MODEL = re.compile(r"^\s*class \w|nn\.Module|@dataclass", re.MULTILINE)
-EPOCHS = "rpn_epochs=1 boxhead_epochs=1 maskhead_epochs=1 joint_epochs=1"
-QUICK = f"{EPOCHS} synthetic_images=24 val_fraction=0.2 test_fraction=0.2"
+EPOCHS = "rpn.epochs=1 boxhead.epochs=1 maskhead.epochs=1 joint.epochs=1"
+QUICK = f"{EPOCHS} data.images=24 data.val_fraction=0.2 data.test_fraction=0.2"
 FLAT = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "-all"}  # compare cells, not headers
 
-every_notebook = pytest.mark.parametrize("name", run.NOTEBOOKS)
+every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 
 
 def source(name):
@@ -59,15 +60,15 @@ def percent(notebook):
 
 @every_notebook
 def test_pair_is_in_step(name):
-    assert percent(product(name)) == percent(source(name)), f"run `python -m lib.run --only {name}`"
+    assert percent(product(name)) == percent(source(name)), f"run `python -m lib run --only {name}`"
 
 
 @pytest.fixture
 def pairs(tmp_path):
     """A copy of the six pairs as after a run: each .ipynb ten minutes newer than its .py."""
-    shutil.copy(runtime.root() / "jupytext.toml", tmp_path)
+    shutil.copy(root() / "jupytext.toml", tmp_path)
     (tmp_path / "notebooks").mkdir()
-    for name in run.NOTEBOOKS:
+    for name in NOTEBOOKS:
         for ending in ("py", "ipynb"):
             shutil.copy(FOLDER / f"{name}.{ending}", tmp_path / "notebooks")
         age(tmp_path / "notebooks" / f"{name}.py")
@@ -100,7 +101,7 @@ def test_sync_leaves_the_text_and_the_format_check_passes(pairs):
     jupytext_command(["--quiet", "--sync", *(str(path) for path in (pairs / "notebooks").glob("*.ipynb"))])
     for path in (pairs / "notebooks").glob("*.py"):
         assert path.read_text() == (FOLDER / path.name).read_text(), "touch the .ipynb, then jupytext --sync"
-    shutil.copy(runtime.root() / "pyproject.toml", pairs)
+    shutil.copy(root() / "pyproject.toml", pairs)
     command = [sys.executable, "-m", "ruff", "format", "--check", "--no-cache", "."]
     result = subprocess.run(command, cwd=pairs, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -113,7 +114,7 @@ def test_text_is_spaced_as_jupytext_writes_it(name):
 
 
 def test_the_same_set_up_cell_everywhere():
-    cells = {name: code_cells(source(name))[0].source for name in run.NOTEBOOKS}
+    cells = {name: code_cells(source(name))[0].source for name in NOTEBOOKS}
     assert "REPOSITORY = " in cells["01_data"]
     assert {name for name, cell in cells.items() if cell != cells["01_data"]} == set()
 
@@ -144,7 +145,7 @@ def test_committed_outputs(name):
     notebook = product(name)
     nbformat.validate(notebook)
     assert [cell.id for cell in notebook.cells] == [f"cell-{n + 1:03d}" for n in range(len(notebook.cells))]
-    assert notebook.metadata == run.METADATA
+    assert notebook.metadata == METADATA
     codes = code_cells(notebook)
     counts = [cell.execution_count for cell in codes]
     assert counts == list(range(1, len(codes) + 1)), "one run, top to bottom"
@@ -152,7 +153,7 @@ def test_committed_outputs(name):
     kinds = [kind for output in outputs for kind in output.get("data", {})]
     assert "image/png" in kinds, "figures inline"
     assert "error" not in {output.output_type for output in outputs}
-    assert run.WIDGET not in kinds
+    assert WIDGET not in kinds
     text = json.dumps([output for output in outputs if output.output_type != "error"])
     assert not re.search(r" at 0x[0-9a-f]{6}", text), "an object's address changes from run to run"
 
@@ -169,20 +170,20 @@ def test_inline_figures_are_of_screen_size(name):
 def test_all_six_run_from_nothing(tmp_path):
     for name in ("lib", "notebooks", "benchmarks"):
         ignore = shutil.ignore_patterns("__pycache__", "*.ipynb", ".*")
-        shutil.copytree(runtime.root() / name, tmp_path / name, ignore=ignore)
-    shutil.copy(runtime.root() / "pyproject.toml", tmp_path)
+        shutil.copytree(root() / name, tmp_path / name, ignore=ignore)
+    shutil.copy(root() / "pyproject.toml", tmp_path)
     (tmp_path / "weights").mkdir()
-    shutil.copy(runtime.root() / "weights" / "scenes_backbone.safetensors", tmp_path / "weights")
+    shutil.copy(root() / "weights" / "scenes_backbone.safetensors", tmp_path / "weights")
     (tmp_path / "figures").mkdir()
     for table in ("06_accuracy", "06_stages", "06_cost"):  # measured by the benchmarks, and part of the project
-        shutil.copy(runtime.root() / "figures" / f"{table}.csv", tmp_path / "figures")
-    own = {variable: str(tmp_path / name) for name, variable in runtime.FOLDERS.items()}
+        shutil.copy(root() / "figures" / f"{table}.csv", tmp_path / "figures")
+    own = {variable: str(tmp_path / name) for name, variable in FOLDERS.items()}
     environment = own | {"MASKRCNN_SET": QUICK, "MASKRCNN_PROFILE": "demo", "MASKRCNN_SOURCE": "synthetic"}
-    for name in run.NOTEBOOKS:
-        run.execute(name, tmp_path, environment)
+    for name in NOTEBOOKS:
+        execute(name, tmp_path, environment)
         assert (tmp_path / "notebooks" / f"{name}.ipynb").is_file()
     pdf, png = ({path.stem for path in tmp_path.glob(f"figures/*.{ending}")} for ending in ("pdf", "png"))
     assert pdf == png
-    assert {figure[:2] for figure in pdf} == {name[:2] for name in run.NOTEBOOKS}, "each exports its figures"
+    assert {figure[:2] for figure in pdf} == {name[:2] for name in NOTEBOOKS}, "each exports its figures"
     metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())
     assert {"split", "images", "box", "mask", "rpn", "course"} <= set(metrics) and metrics["split"] == "test"

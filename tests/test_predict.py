@@ -8,13 +8,16 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from lib import predict
-from lib.checkpoint import save_stage
-from lib.config import CLASS_NAMES, Config, load_config
+from lib.__main__ import main
+from lib.boxhead import CLASS_NAMES
+from lib.commands import predict
+from lib.config import Config, load_config
 from lib.maskrcnn import MaskRCNN
+from lib.training.checkpoint import save_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
-SMALL = "image_height=60 image_width=80 backbone_weights=none fpn_channels=8 box_hidden=8 mask_hidden=8".split()
+SMALL = ["image.height=60", "image.width=80", "backbone.weights=none", "backbone.channels=8"]
+SMALL += ["boxhead.hidden=8", "maskhead.hidden=8"]
 
 
 class Stub(torch.nn.Module):
@@ -24,24 +27,26 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), Config()
 
-    def find(self, images, upto):
+    def forward(self, images, upto, threshold):
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[:2] == (1, 3)
         h, w = images.shape[2:]
         boxes = torch.tensor([[w // 4, h // 4, w // 2, h // 2]] * 2).float()
         found = {"boxes": boxes, "labels": torch.tensor([2, 3]), "scores": torch.tensor([0.9, 0.2])}
-        return [found | ({"masks": torch.ones(2, 28, 28)} if upto == "joint" else {})]
+        masks = torch.zeros(2, h, w, dtype=torch.uint8)
+        masks[:, h // 4 : h // 2, w // 4 : w // 2] = 1
+        found |= {"masks": masks} if upto == "joint" else {}
+        return [{k: v[found["scores"] >= threshold] for k, v in found.items()}]
 
 
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda weights, stage: Stub())
-    monkeypatch.setattr(predict, "for_inference", lambda model: model)
     monkeypatch.setattr(predict, "last_trained", lambda weights: "joint")
 
 
 def run(out, *pictures, options=()):
     with pytest.raises(SystemExit) as end:
-        predict.main([*map(str, pictures), "--weights", str(out / "weights"), "--out", str(out), *options])
+        main(["predict", *map(str, pictures), "--weights", str(out / "weights"), "--out", str(out), *options])
     return end.value.code, json.loads((out / "predictions.json").read_text())
 
 
@@ -124,11 +129,11 @@ def test_the_furthest_trained_stage_is_used(tmp_path, capsys):
     weights, image = tmp_path / "weights", picture(tmp_path / "a.png", 40, 30)
     arguments = [str(image), "--weights", str(weights), "--out", str(tmp_path), "--threshold", "0"]
     with pytest.raises(SystemExit, match="no trained stage in"):
-        predict.main(arguments)
+        main(["predict", *arguments])
     model = MaskRCNN(load_config("demo", SMALL))
     save_stage(model, weights, "rpn", {})
     with pytest.raises(SystemExit, match="has no box head"):
-        predict.main(arguments)
+        main(["predict", *arguments])
     model.box_head.classifier.bias.data[0] = -5  # nothing is background
     save_stage(model, weights, "boxhead", {})
     code, coco = run(tmp_path, image, options=["--threshold", "0"])

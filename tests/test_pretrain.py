@@ -13,19 +13,20 @@ from conftest import TinyBackbone
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from lib import pretrain
-from lib.backbone import backbone_file, build_backbone
+from lib.__main__ import main
+from lib.backbone import build_backbone
 from lib.config import PRETRAINING_SEEDS, Config, load_config
-from lib.data import preprocess_images
+from lib.data.scenes import scene, write_scenes
 from lib.maskrcnn import MaskRCNN
-from lib.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
-from lib.synthetic import scene, write_scenes
-from lib.train import Run
+from lib.preprocess import preprocess_images
+from lib.training.loop import Run
+from lib.training.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
 
 TINY = (
-    "image_height=96 image_width=126 anchor_scales=(8,16,32,64,96) canonical_size=56 rpn_batch_samples=64 "
-    "box_batch_samples=32 rpn_pre_nms_train=100 rpn_post_nms_train=50 rpn_post_nms_test=20 box_post_nms_test=5 "
-    "fpn_channels=16 box_hidden=32 mask_hidden=16 mixed_precision=no joint_batch_size=2 joint_epochs=2"
+    "image.height=96 image.width=126 anchors.scales=(8,16,32,64,96) roi_align.canonical_size=56 rpn.batch_samples=64 "
+    "boxhead.batch_samples=32 rpn.train.pre_nms=100 rpn.train.post_nms=50 rpn.test.post_nms=20 boxhead.test.post_nms=5 "
+    "backbone.channels=16 boxhead.hidden=32 maskhead.hidden=16 training.mixed_precision=no "
+    "joint.batch_size=2 joint.epochs=2"
 ).split()
 
 
@@ -34,8 +35,9 @@ def small(monkeypatch):
     """The tiny backbone, few scenes to settle and score on, and no second process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
-    for name, value in {"HELD_OUT": 3, "SETTLING": 4}.items():
-        monkeypatch.setattr(pretrain, name, value)
+    monkeypatch.setattr("lib.training.pretrain.HELD_OUT", 3)
+    monkeypatch.setattr("lib.commands.pretrain.HELD_OUT", 3)
+    monkeypatch.setattr("lib.training.pretrain.SETTLING", 4)
     monkeypatch.setattr(SceneStream, "workers", 0)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -44,7 +46,7 @@ def small(monkeypatch):
 def run(folder: Path, out: str = "backbone.safetensors", *options: str) -> Path:
     """Two epochs of four scenes."""
     arguments = ["--images", "9", "--out", str(folder / out), "--folder", str(folder / "checkpoints"), *options]
-    pretrain.main([*arguments, "--set", *TINY])
+    main(["pretrain", *arguments, "--set", *TINY])
     return folder / out
 
 
@@ -66,7 +68,7 @@ def test_a_run_ends_with_a_file_that_says_what_made_it(tmp_path, capsys):
     assert tensors.keys() == TinyBackbone().state_dict().keys()
     assert all(v.dtype == torch.float16 for v in tensors.values() if v.is_floating_point())
     config = Config.from_json(record["config"])
-    assert (config.backbone_weights, config.trunk_batchnorm, config.joint_epochs) == ("none", "trained", 2)
+    assert (config.backbone.weights, config.backbone.batchnorm, config.joint.epochs) == ("none", "trained", 2)
     assert json.loads(record["seeds"]) == [PRETRAINING_SEEDS[0]] and record["images_seen"] == "8"  # whole batches
     assert {"box", "mask", "rpn"} <= json.loads(record["scores"]).keys() and "torch" in record["machine"]
     assert datetime.date.fromisoformat(record["date"])
@@ -91,9 +93,11 @@ def test_a_continued_run_sees_the_next_seeds_scenes(tmp_path, monkeypatch, capsy
         stop_after_an_epoch(patch)
         run(tmp_path, "never.safetensors")
     started = []
-    monkeypatch.setattr(pretrain, "load_backbone", lambda backbone, path: started.append(path))
+    monkeypatch.setattr("lib.training.pretrain.load_backbone", lambda backbone, path: started.append(path))
     seeds = set()
-    monkeypatch.setattr(pretrain, "scene", lambda rng: seeds.add(rng.bit_generator.seed_seq.entropy[0]) or scene(rng))
+    monkeypatch.setattr(
+        "lib.training.pretrain.scene", lambda rng: seeds.add(rng.bit_generator.seed_seq.entropy[0]) or scene(rng)
+    )
     capsys.readouterr()
     second = run(tmp_path, "second.safetensors", "--continues", str(first))
     assert "going on" not in capsys.readouterr().out and started == [first]
@@ -119,28 +123,28 @@ def test_batchnorms_settle_on_the_mean_of_all_scenes(tiny_model, config):
     norm, momentum = model.backbone.levels[0][1], model.backbone.levels[0][1].momentum
     norm.running_mean.fill_(9.0)
     settle_batchnorm(model, scenes)
-    x = preprocess_images(torch.stack([scenes[i][0] for i in range(4)]), config)
+    x = preprocess_images(torch.stack([scenes[i][0] for i in range(4)]), config.image)
     mean = model.backbone.levels[0][0](x).mean(dim=(0, 2, 3))
     assert_close(norm.running_mean, mean.detach(), rtol=1e-3, atol=1e-4)
     assert norm.momentum == momentum
 
 
 def test_the_demos_file_is_small_and_gives_the_same_maps(tmp_path):
-    demo, path = load_config("demo").replace(backbone_weights="none"), tmp_path / "backbone.safetensors"
+    demo, path = load_config("demo").replace(**{"backbone.weights": "none"}), tmp_path / "backbone.safetensors"
     torch.manual_seed(0)
-    model = MaskRCNN(demo, build_backbone(demo))
+    model = MaskRCNN(demo, build_backbone(demo.backbone))
     save_backbone(model.train(), path, {"seeds": "[]", "images_seen": 0})
     assert path.stat().st_size < 8e6 and all(v.dtype in (torch.float16, torch.int64) for v in load_file(path).values())
     torch.manual_seed(1)
-    loaded = build_backbone(demo.replace(backbone_weights=str(path))).eval()
-    x = torch.randn(1, 3, *demo.padded_size)
+    loaded = build_backbone(demo.replace(**{"backbone.weights": str(path)}).backbone).eval()
+    x = torch.randn(1, 3, *demo.image.padded_size)
     with torch.no_grad():
         expected, got = model.eval().features(x), list(loaded(x).values())
     for ours, theirs in zip(got, expected, strict=True):
         assert_close(ours, theirs, rtol=0, atol=5e-3 * theirs.abs().max().item())
 
 
-FILE = backbone_file(load_config("demo"))
+FILE = load_config("demo").backbone.file
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="the demo's backbone is not made yet")
@@ -148,13 +152,13 @@ def test_the_demos_own_file():
     record = read_record(FILE)
     assert FILE.stat().st_size < 8e6 and {"config", "scores", "machine", "date"} <= record.keys()
     assert set(json.loads(record["seeds"])) <= set(PRETRAINING_SEEDS[:-2]) and int(record["images_seen"]) > 0
-    assert build_backbone(load_config("demo")).out_channels == 64
+    assert build_backbone(load_config("demo").backbone).out_channels == 64
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "the backbone's weights .*b.safetensors are missing: .*python -m lib.pretrain.*backbone_weights=none"),
+        (None, "the backbone's weights .*b.safetensors are missing: .*python -m lib pretrain.*backbone.weights=none"),
         (b"no such format", "b.safetensors does not fit this backbone"),
         ({"body.0.0.weight": torch.zeros(1)}, "b.safetensors does not fit this backbone"),
     ],
@@ -167,7 +171,7 @@ def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path, content, message)
     elif content:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        build_backbone(load_config("demo").replace(backbone_weights=str(path)))
+        build_backbone(load_config("demo").replace(**{"backbone.weights": str(path)}).backbone)
     assert "\n" not in str(error.value)
 
 
@@ -175,7 +179,7 @@ def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path, content, message)
     "record, message",
     [
         (None, "error: .*b.safetensors cannot be read as a backbone's file"),
-        ({}, "error: .*b.safetensors was not written by lib.pretrain: it has no images_seen"),
+        ({}, "error: .*b.safetensors was not written by `python -m lib pretrain`: it has no images_seen"),
         ({"seeds": [*PRETRAINING_SEEDS[:-2]], "images_seen": 8}, "error: .* has seen all 14 pretraining seeds"),
     ],
 )
@@ -190,8 +194,18 @@ def test_too_few_scenes_for_a_batch(tmp_path):
     with pytest.raises(
         SystemExit, match="error: .*scenes of seed 1048576 has 1 training images, fewer than one step's 2"
     ):
-        pretrain.main(
-            ["--images", "2", "--out", str(tmp_path / "b.safetensors"), "--folder", str(tmp_path), "--set", *TINY]
+        main(
+            [
+                "pretrain",
+                "--images",
+                "2",
+                "--out",
+                str(tmp_path / "b.safetensors"),
+                "--folder",
+                str(tmp_path),
+                "--set",
+                *TINY,
+            ]
         )
 
 
@@ -201,7 +215,7 @@ def test_no_data_set_shares_the_scenes(tmp_path):
         return {hashlib.sha256(image.tobytes()).digest() for image in scenes}
 
     pretraining = set.union(*(hashes(seed, 20) for seed in PRETRAINING_SEEDS[:3]))
-    builtin = hashes(load_config("demo").synthetic_seed, 60)
+    builtin = hashes(load_config("demo").data.seed, 60)
     assert len(pretraining) == len(builtin) == 60 and not pretraining & builtin
     for seed in (PRETRAINING_SEEDS[0], PRETRAINING_SEEDS[-1]):
         with pytest.raises(ValueError, match=f"backbone has seen the scenes of seed {seed}"):

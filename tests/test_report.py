@@ -4,8 +4,10 @@ import csv
 
 import pytest
 
-from lib import report, runtime
-from lib.train import write_history
+from lib.machine.folders import paths
+from lib.notebook import report
+from lib.notebook.figures import save_figure
+from lib.training.loop import write_history
 
 ROWS = [
     {"stage": "box_head", "AP > 50 %": 0.12345, "images": 1200, "note": "a|b & c"},
@@ -35,7 +37,7 @@ def test_a_table_is_saved_in_full_and_as_latex(tmp_path):
 
 def test_tables_go_to_the_figures_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKRCNN_FIGURES", str(tmp_path / "figures"))
-    assert {path.parent for path in report.save_table(ROWS, "ap")} == {runtime.paths().figures}
+    assert {path.parent for path in report.save_table(ROWS, "ap")} == {paths().figures}
 
 
 def test_markdown_shows_the_same_table():
@@ -79,7 +81,7 @@ def test_learning_curves_have_a_panel_a_loss_and_the_same_bytes_twice(tmp_path):
         ["rpn objectness, train", "rpn objectness, val"],
         ["rpn box, train", "rpn box, val"],
     ]
-    first, second = (runtime.save_figure(fig, f"curves{n}", tmp_path) for n, fig in enumerate(figures))
+    first, second = (save_figure(fig, f"curves{n}", tmp_path) for n, fig in enumerate(figures))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

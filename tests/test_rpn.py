@@ -8,11 +8,11 @@ from torchvision.ops import nms
 from lib.anchors import pyramid_anchors, pyramid_grids
 from lib.boxes import area, clip, decode, encode, inside, iou_matrix
 from lib.config import PROFILES
-from lib.data import FRAME, CourseDataset, preprocess_targets
+from lib.data.reader import CourseDataset
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
+from lib.preprocess import FRAME, preprocess_targets
 from lib.rpn import (
     RPNHead,
-    anchor_labels,
     draw_anchors,
     gather_patches,
     propose,
@@ -22,19 +22,20 @@ from lib.rpn import (
     sample_rpn,
 )
 
+PRINTED = {"rpn.cross_boundary": "remove", "rpn.negatives": "uniform"}
 CONTENT, PADDED = (96, 126), (96, 128)
 GRIDS = pyramid_grids(PADDED)
 
 
 @pytest.fixture
 def anchors(config):
-    return pyramid_anchors(GRIDS, config)
+    return pyramid_anchors(GRIDS, config.anchors)
 
 
 @pytest.fixture
 def printed(config):
     """As the assignment prints it: no anchor or box that crosses the boundary, negatives drawn from all alike."""
-    return config.replace(cross_boundary="remove", rpn_negatives="uniform")
+    return config.replace(**PRINTED)
 
 
 def pyramid(images: int = 2, channels: int = 8, seed: int = 0) -> list[torch.Tensor]:
@@ -121,27 +122,25 @@ OBJECTS = torch.tensor([[8.0, 8, 40, 40], [50, 20, 120, 90], [0, 0, 126, 96], [1
 
 @pytest.mark.parametrize("boxes", [OBJECTS, OBJECTS[:1], OBJECTS[2:], OBJECTS[:0]])
 def test_targets_are_the_naive_ones(anchors, printed, boxes):
-    labels, matched = rpn_targets(anchors, boxes, CONTENT, printed)
+    labels, matched = rpn_targets(anchors, boxes, CONTENT, printed.rpn)
     assert labels.tolist() == naive_targets(anchors, boxes)
     assert (labels[~inside(anchors, *CONTENT)] == IGNORED).all()
     positive = labels == POSITIVE
-    assert_close(matched[~positive], anchors[~positive])
     if len(boxes):
-        assert_close(matched[positive], boxes[iou_matrix(anchors[positive], boxes).argmax(dim=1)])
-        assert positive.any()
+        assert positive.any() and torch.equal(matched[positive], iou_matrix(anchors[positive], boxes).argmax(dim=1))
 
 
 def test_sampling_is_over_the_whole_batch(anchors, config):
     """The first image has no objects: all positives come from the second, and still M anchors are drawn."""
     targets = [{"boxes": OBJECTS[:0]}, {"boxes": OBJECTS}]
     features = pyramid()
-    samples = sample_rpn(features, anchors, targets, CONTENT, config)
-    count = int((rpn_targets(anchors, OBJECTS, CONTENT, config)[0] == POSITIVE).sum())
+    samples = sample_rpn(features, anchors, targets, CONTENT, config.rpn)
+    count = int((rpn_targets(anchors, OBJECTS, CONTENT, config.rpn)[0] == POSITIVE).sum())
     positive = samples["labels"] == POSITIVE
     assert 0 < count < 32 and positive.sum() == count and len(positive) == 64
     assert set(samples["labels"].tolist()) == {POSITIVE, NEGATIVE}
     assert samples["patches"].shape == (64, 8, 3, 3) and (samples["deltas"][~positive] == 0).all()
-    logits, deltas = lively_head().at_patches(samples["patches"], samples["slots"])
+    logits, deltas = lively_head().at_patches(samples["patches"], samples["ratios"])
     sum(rpn_loss(logits, deltas, samples["labels"], samples["deltas"]).values()).backward()
     assert features[0].grad is not None and torch.isfinite(features[0].grad).all()
 
@@ -167,9 +166,9 @@ def test_no_positives_give_a_differentiable_zero(count):
 def test_a_batch_without_anchors_to_sample(anchors, printed):
     """No anchor fits into a content of 2 x 2 pixels: the loss is still a zero that back-propagates."""
     features = pyramid()
-    samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), printed)
+    samples = sample_rpn(features, anchors, [{"boxes": OBJECTS}] * 2, (2, 2), printed.rpn)
     head = lively_head().train()
-    losses = rpn_loss(*head.at_patches(samples["patches"], samples["slots"]), samples["labels"], samples["deltas"])
+    losses = rpn_loss(*head.at_patches(samples["patches"], samples["ratios"]), samples["labels"], samples["deltas"])
     sum(losses.values()).backward()
     assert [v.item() for v in losses.values()] == [0, 0] and torch.isfinite(head.norm.running_mean).all()
     assert all((p.grad == 0).all() for p in head.parameters())
@@ -189,8 +188,8 @@ def test_proposals_step_by_step(anchors, printed, training):
     logits = torch.randn(2, len(anchors), generator=generator)
     deltas = torch.randn(2, len(anchors), 4, generator=generator) * 0.3
     k, n = 300, 40
-    limits = {f"rpn_{a}_nms_{b}": v for a, v in (("pre", k), ("post", n)) for b in ("train", "test")}
-    proposals = propose(logits, deltas, anchors, CONTENT, printed.replace(**limits), training)
+    limits = {f"rpn.{b}.{a}_nms": v for a, v in (("pre", k), ("post", n)) for b in ("train", "test")}
+    proposals = propose(logits, deltas, anchors, CONTENT, printed.replace(**limits).rpn, training)
     for image, found in enumerate(proposals):
         boxes, scores = decode(deltas[image], anchors), logits[image]
         if training:
@@ -199,8 +198,8 @@ def test_proposals_step_by_step(anchors, printed, training):
         top = scores.argsort(descending=True)[:k]
         boxes, scores = clip(boxes[top], *CONTENT), scores[top]
         boxes, scores = boxes[area(boxes) > 1], scores[area(boxes) > 1]
-        kept = naive_nms(boxes, scores, printed.rpn_nms_iou)
-        assert kept == nms(boxes, scores, printed.rpn_nms_iou).tolist() and len(kept) > n
+        kept = naive_nms(boxes, scores, printed.rpn.nms_iou)
+        assert kept == nms(boxes, scores, printed.rpn.nms_iou).tolist() and len(kept) > n
         assert_close(found["boxes"], boxes[kept[:n]])
         assert_close(found["scores"], scores[kept[:n]].sigmoid())
 
@@ -208,41 +207,46 @@ def test_proposals_step_by_step(anchors, printed, training):
 @pytest.mark.parametrize("crossing", ["remove", "clip"])
 def test_few_or_no_proposals(anchors, config, crossing):
     """All boxes far outside: removed in training, and where they are clipped none has an area."""
-    config = config.replace(cross_boundary=crossing)
+    config = config.replace(**{"rpn.cross_boundary": crossing})
     deltas = encode(torch.tensor([[500.0, 500, 510, 510]]).expand(len(anchors), 4), anchors)[None]
     for training in (True, False):
-        found = propose(torch.zeros(1, len(anchors)), deltas, anchors, CONTENT, config, training)
+        found = propose(torch.zeros(1, len(anchors)), deltas, anchors, CONTENT, config.rpn, training)
         assert found[0]["boxes"].shape == (0, 4) and found[0]["scores"].shape == (0,)
 
 
 def test_crossing_anchors_may_take_part(anchors, printed):
     """An object that fills the left border: only anchors that leave the image overlap it well."""
     boxes = torch.tensor([[0.0, 10, 8, 90]])
-    removed, _ = rpn_targets(anchors, boxes, CONTENT, printed)
-    kept, matched = rpn_targets(anchors, boxes, CONTENT, printed.replace(cross_boundary="clip"))
+    removed, _ = rpn_targets(anchors, boxes, CONTENT, printed.rpn)
+    kept, matched = rpn_targets(anchors, boxes, CONTENT, printed.replace(**{"rpn.cross_boundary": "clip"}).rpn)
     crossing = ~inside(anchors, *CONTENT)
     assert (removed[crossing] == IGNORED).all() and (kept[crossing] != IGNORED).any()
     best = iou_matrix(anchors, boxes)[:, 0].argmax()
-    assert crossing[best] and kept[best] == POSITIVE and torch.equal(matched[best], boxes[0])
+    assert crossing[best] and kept[best] == POSITIVE and matched[best] == 0
 
 
 def test_crossing_proposals_are_clipped_where_training_asks_for_it(anchors, config):
     logits, deltas = torch.linspace(1, 0, len(anchors))[None], torch.zeros(1, len(anchors), 4)
-    clip_config = config.replace(cross_boundary="clip", rpn_pre_nms_test=100, rpn_post_nms_test=50)
-    trained = propose(logits, deltas, anchors, CONTENT, clip_config, training=True)[0]
-    tested = propose(logits, deltas, anchors, CONTENT, clip_config, training=False)[0]
+    clip_config = config.replace(**{"rpn.cross_boundary": "clip", "rpn.test.pre_nms": 100, "rpn.test.post_nms": 50})
+    trained = propose(logits, deltas, anchors, CONTENT, clip_config.rpn, training=True)[0]
+    tested = propose(logits, deltas, anchors, CONTENT, clip_config.rpn, training=False)[0]
     assert_close(trained["boxes"], tested["boxes"])
     assert (trained["boxes"] == 0).any()  # the first anchors lie across the top left corner
 
 
 @pytest.mark.parametrize("crossing", ["remove", "clip"])
-def test_labels_are_the_targets_of_each_image(anchors, config, crossing):
-    config = config.replace(cross_boundary=crossing)
-    targets = [{"boxes": torch.tensor([[0.0, 10, 40, 90], [50, 20, 70, 44]])}, {"boxes": torch.zeros(0, 4)}]
-    got_labels, got_boxes = anchor_labels(pyramid(), anchors, targets, CONTENT, config)
-    labels, boxes = zip(*(rpn_targets(anchors, t["boxes"], CONTENT, config) for t in targets), strict=True)
-    assert torch.equal(got_labels, torch.stack(labels)) and torch.equal(got_boxes, torch.stack(boxes))
-    assert (got_labels == POSITIVE).any()
+def test_each_drawn_anchor_leads_to_its_own_images_object(anchors, config, crossing):
+    """Three images, the middle one without objects: decoding a positive's deltas gives an object of its image."""
+    rpn = config.replace(**{"rpn.cross_boundary": crossing}).rpn
+    boxes = [torch.tensor([[0.0, 10, 40, 90], [50, 20, 70, 44]]), torch.zeros(0, 4), torch.tensor([[9.0, 9, 25, 25]])]
+    drawn = draw_anchors(GRIDS, anchors, [{"boxes": b} for b in boxes], CONTENT, rpn)
+    labels, matched = zip(*(rpn_targets(anchors, b, CONTENT, rpn) for b in boxes), strict=True)
+    assert torch.equal(drawn["labels"], torch.stack(labels)[drawn["images"], drawn["anchors"]])
+    positive = drawn["labels"] == POSITIVE
+    assert set(drawn["images"][positive].tolist()) == {0, 2} and (drawn["deltas"][~positive] == 0).all()
+    images, index = drawn["images"][positive], drawn["anchors"][positive]
+    expected = torch.stack([boxes[i][matched[i][a]] for i, a in zip(images.tolist(), index.tolist(), strict=True)])
+    assert_close(decode(drawn["deltas"][positive], anchors[index]), expected)
 
 
 def test_negatives_come_from_all_levels_alike(config):
@@ -250,22 +254,22 @@ def test_negatives_come_from_all_levels_alike(config):
     counts = [3 * h * w for h, w in GRIDS]
     levels = torch.arange(5).repeat_interleave(torch.tensor(counts)).repeat(2)
     labels = torch.zeros(2, sum(counts), dtype=torch.long)
-    drawn = sample_anchors(labels, GRIDS, config)
+    drawn = sample_anchors(labels, GRIDS, config.rpn)
     assert counts[3:] == [36, 12] and levels[drawn].bincount().tolist() == [13, 13, 13, 13, 12]
-    uniform = [sample_anchors(labels, GRIDS, config.replace(rpn_negatives="uniform")) for _ in range(8)]
+    uniform = [sample_anchors(labels, GRIDS, config.replace(**{"rpn.negatives": "uniform"}).rpn) for _ in range(8)]
     assert levels[torch.cat(uniform)].bincount(minlength=5)[0] > 0.65 * 8 * 64  # three quarters of all anchors
 
 
 def mean_negatives(config, targets: list[dict]) -> torch.Tensor:
     """Negatives on P2 ... P6 (5,) in a minibatch, the mean over eight batches of images with these objects."""
-    grids, content = pyramid_grids(config.padded_size), (config.image_height, config.image_width)
-    anchors, features = pyramid_anchors(grids, config), [torch.empty(config.rpn_batch_size, 1, *g) for g in grids]
+    grids, content = pyramid_grids(config.image.padded_size), (config.image.height, config.image.width)
+    anchors = pyramid_anchors(grids, config.anchors)
     level = torch.arange(5).repeat_interleave(torch.tensor([h * w for h, w in grids])).repeat_interleave(3)
     torch.manual_seed(0)
     counts = []
-    for start in range(0, 8 * config.rpn_batch_size, config.rpn_batch_size):
-        batch = [targets[i % len(targets)] for i in range(start, start + config.rpn_batch_size)]
-        drawn = draw_anchors(features, anchors, batch, content, config)
+    for start in range(0, 8 * config.rpn.batch_size, config.rpn.batch_size):
+        batch = [targets[i % len(targets)] for i in range(start, start + config.rpn.batch_size)]
+        drawn = draw_anchors(grids, anchors, batch, content, config.rpn)
         counts.append(level[drawn["anchors"][drawn["labels"] == NEGATIVE]].bincount(minlength=5))
     return torch.stack(counts).float().mean(dim=0)
 
@@ -274,8 +278,8 @@ def mean_negatives(config, targets: list[dict]) -> torch.Tensor:
 def test_large_anchors_learn_what_is_no_object(scenes, profile):
     """Drawn as printed, hardly one negative of P6 takes part; as the profiles have it, no level is left out."""
     config, data = PROFILES[profile], CourseDataset(scenes, with_masks=False)
-    targets = preprocess_targets([data.target(i) for i in range(len(data))], FRAME, config)
+    targets = preprocess_targets([data.target(i) for i in range(len(data))], FRAME, config.image)
     balanced = mean_negatives(config, targets)
-    as_printed = mean_negatives(config.replace(cross_boundary="remove", rpn_negatives="uniform"), targets)
+    as_printed = mean_negatives(config.replace(**PRINTED), targets)
     assert (balanced[3:] >= 8).all(), balanced
     assert as_printed[4] < 0.5, as_printed

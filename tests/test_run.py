@@ -9,7 +9,14 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from lib import run, runtime
+from lib.__main__ import main
+from lib.commands import run
+from lib.config import load_config
+from lib.data import sources
+from lib.data.reader import FILES
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.folders import root
+from lib.notebook.execute import NOTEBOOKS, NotebookError, execute
 
 COLAB = {  # preinstalled there, with Python 3.13
     "accelerate": "1.14.0",
@@ -68,7 +75,7 @@ def project(tmp_path):
 
 
 def test_outputs_stay_and_noise_goes(project):
-    seconds = run.execute("01_data", project, {"WORD": "hello"})
+    seconds = execute("01_data", project, {"WORD": "hello"})
     path = project / "notebooks/01_data.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -81,17 +88,17 @@ def test_outputs_stay_and_noise_goes(project):
     assert "widgets" not in notebook.metadata and title.metadata == code.metadata == {}
 
     first = path.read_bytes()
-    run.execute("01_data", project, {"WORD": "hello"})
+    execute("01_data", project, {"WORD": "hello"})
     assert path.read_bytes() == first
 
 
 def test_jupyter_opens_what_ran_however_its_text_is_spaced(project):
     """Two blank lines below text are not as Jupytext writes them: the pair opens because the .py is the newer."""
     text, notebook = (project / "notebooks" / f"01_data.{ending}" for ending in ("py", "ipynb"))
-    (project / "jupytext.toml").write_text((runtime.root() / "jupytext.toml").read_text())
+    (project / "jupytext.toml").write_text((root() / "jupytext.toml").read_text())
     text.write_text("# %% [markdown]\n# text\n\n\n# %%\nprint('ran')\n")
     os.utime(text, (time.time() - 600,) * 2)
-    run.execute("01_data", project)
+    execute("01_data", project)
     manager = jupytext.TextFileContentsManager()
     manager.root_dir = str(project)
     for path in (text, notebook):
@@ -103,60 +110,60 @@ def test_a_failing_cell_is_named_and_the_earlier_notebook_kept(project):
     folder = project / "notebooks"
     (folder / "01_data.ipynb").write_text("earlier")
     (folder / "01_data.py").write_text(FAILING)
-    with pytest.raises(run.NotebookError, match="01_data stopped at cell 3 of 3: ValueError: two lines.*"):
-        run.execute("01_data", project)
+    with pytest.raises(NotebookError, match="01_data stopped at cell 3 of 3: ValueError: two lines.*"):
+        execute("01_data", project)
     assert (folder / "01_data.ipynb").read_text() == "earlier"
     partial = nbformat.read(folder / "01_data.failed.ipynb", as_version=4)
     assert partial.cells[1].outputs[0].text == "before\n"
     assert partial.cells[2].outputs[0].output_type == "error"
     (folder / "01_data.py").write_text("# %%\nprint('mended')\n")
-    run.execute("01_data", project)
+    execute("01_data", project)
     assert sorted(path.name for path in folder.iterdir()) == ["01_data.ipynb", "01_data.py"]
 
 
 def test_scenes_are_written_once_and_never_over_data(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
-    monkeypatch.setattr(run, "write_scenes", lambda *arguments: calls.append(arguments))
-    config = run.load_config("demo", ["synthetic_images=5", "synthetic_seed=3"])
-    assert run.ensure_data("synthetic", config) == tmp_path / "synthetic"
+    monkeypatch.setattr(sources, "write_scenes", lambda *arguments: calls.append(arguments))
+    config = load_config("demo", ["data.images=5", "data.seed=3"])
+    assert ensure_data("synthetic", config) == tmp_path / "synthetic"
     assert calls == [(tmp_path / "synthetic", 5, 3)]
     (tmp_path / "synthetic").mkdir()
-    (tmp_path / "synthetic" / run.FILES["labels"]).touch()
-    run.ensure_data("synthetic", config)
-    run.ensure_data("course", config)
+    (tmp_path / "synthetic" / FILES["labels"]).touch()
+    ensure_data("synthetic", config)
+    ensure_data("course", config)
     assert len(calls) == 1
 
 
 def test_each_source_has_weights_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path))
-    config = run.load_config("demo")
-    assert run.weights_folder("synthetic", config) == tmp_path / "demo"
-    assert run.weights_folder("course", config) == tmp_path / "demo-course"
+    config = load_config("demo")
+    assert weights_folder("synthetic", config) == tmp_path / "demo"
+    assert weights_folder("course", config) == tmp_path / "demo-course"
 
 
 def test_the_run_stops_at_the_first_failure_in_one_line(monkeypatch, capsys):
     def fail(name, root):
-        raise run.NotebookError(f"{name} stopped")
+        raise NotebookError(f"{name} stopped")
 
     monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
     monkeypatch.setattr(run, "execute", fail)
     with pytest.raises(SystemExit, match="^error: 03_rpn stopped$"):
-        run.main(["--only", "03_rpn", "04_boxhead"])
+        main(["run", "--only", "03_rpn", "04_boxhead"])
     assert "2 notebook(s)" in capsys.readouterr().out
 
 
 def test_the_run_ends_with_a_table_of_seconds(monkeypatch, capsys):
     monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
     monkeypatch.setattr(run, "execute", lambda name, root: 2.0)
-    run.main([])
+    main(["run"])
     table = capsys.readouterr().out.splitlines()[-8:]
-    assert [line.split()[0] for line in table] == ["data", *run.NOTEBOOKS, "total"]
+    assert [line.split()[0] for line in table] == ["data", *NOTEBOOKS, "total"]
     assert float(table[-1].split()[1]) >= 12.0
 
 
 def test_colab_meets_every_requirement():
-    lines = (runtime.root() / "requirements.txt").read_text().splitlines()
+    lines = (root() / "requirements.txt").read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not re.match(r"\s*#", line)]
     assert {requirement.name for requirement in requirements} == set(COLAB)
     for requirement in requirements:

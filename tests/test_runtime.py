@@ -10,33 +10,37 @@ import numpy as np
 import pytest
 import torch
 
-from lib import runtime
+from lib.machine.device import precision, seed_everything
+from lib.machine.errors import command_errors
+from lib.machine.folders import DRIVE, FOLDERS, paths, root
+from lib.notebook.colab import use_drive
+from lib.notebook.figures import save_figure
 
 DRAW = """
 import sys, matplotlib; matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from lib import runtime
+from lib.notebook.figures import save_figure
 fig, ax = plt.subplots(); ax.plot([0, 1], [1, 0], "o-", label="AP\\u2085\\u2080")
-ax.imshow([[0, 1]]); ax.legend(); ax.set_title("IoU > 0.5"); runtime.save_figure(fig, "curve", sys.argv[1])
+ax.imshow([[0, 1]]); ax.legend(); ax.set_title("IoU > 0.5"); save_figure(fig, "curve", sys.argv[1])
 """
 
 
 def test_root_holds_lib():
-    assert (runtime.root() / "lib" / "runtime.py").is_file()
+    assert (root() / "lib" / "config.py").is_file()
 
 
 def test_paths_default_to_the_root_and_follow_the_environment(monkeypatch, tmp_path):
-    for variable in runtime.FOLDERS.values():
+    for variable in FOLDERS.values():
         monkeypatch.delenv(variable, raising=False)
-    assert runtime.paths().weights == runtime.root() / "weights"
+    assert paths().weights == root() / "weights"
     monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
-    assert runtime.paths().data == tmp_path
-    assert runtime.paths().figures == runtime.root() / "figures"
+    assert paths().data == tmp_path
+    assert paths().figures == root() / "figures"
 
 
 def test_drive_is_left_alone_outside_colab(monkeypatch):
     monkeypatch.delenv("MASKRCNN_DATA", raising=False)
-    runtime.use_drive(True)
+    use_drive(True)
     assert "MASKRCNN_DATA" not in os.environ
 
 
@@ -48,20 +52,20 @@ def test_drive_on_colab_is_mounted_and_takes_the_folders(monkeypatch, tmp_path):
     colab.drive = drive
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
-    for variable in runtime.FOLDERS.values():
+    for variable in FOLDERS.values():
         monkeypatch.setenv(variable, "")  # so that monkeypatch restores it
         monkeypatch.delenv(variable)
-    runtime.use_drive(False, tmp_path)
+    use_drive(False, tmp_path)
     assert mounted == []
-    runtime.use_drive(True, tmp_path)
-    assert mounted == [str(runtime.DRIVE)]
-    assert runtime.paths().weights == tmp_path / "weights" and (tmp_path / "weights").is_dir()
+    use_drive(True, tmp_path)
+    assert mounted == [str(DRIVE)]
+    assert paths().weights == tmp_path / "weights" and (tmp_path / "weights").is_dir()
 
 
 def test_same_seed_same_numbers():
-    runtime.seed_everything(7)
+    seed_everything(7)
     first = (np.random.rand(), torch.rand(3))
-    runtime.seed_everything(7)
+    seed_everything(7)
     assert np.random.rand() == first[0]
     torch.testing.assert_close(torch.rand(3), first[1])
 
@@ -71,31 +75,31 @@ def test_figures_are_byte_identical_between_runs(tmp_path):
         command = [sys.executable, "-c", DRAW, str(tmp_path / hash_seed)]
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         environment.pop("SOURCE_DATE_EPOCH", None)
-        subprocess.run(command, check=True, cwd=runtime.root(), env=environment)
+        subprocess.run(command, check=True, cwd=root(), env=environment)
     for name in ("curve.pdf", "curve.png"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 def test_a_failed_save_leaves_the_earlier_figure(tmp_path):
     fig, ax = plt.subplots()
-    written = runtime.save_figure(fig, "plot", tmp_path)
+    written = save_figure(fig, "plot", tmp_path)
     assert [path.name for path in written] == ["plot.pdf", "plot.png"]
     before = written[0].read_bytes()
     ax.set_title("$\\nothing{$")  # mathtext cannot draw this
     with pytest.raises(ValueError):
-        runtime.save_figure(fig, "plot", tmp_path)
+        save_figure(fig, "plot", tmp_path)
     assert written[0].read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [ValueError("labels.npy:\nwrong length"), FileNotFoundError("no such file")])
 def test_a_users_mistake_is_one_line_and_status_1(error):
-    with pytest.raises(SystemExit) as caught, runtime.command_errors():
+    with pytest.raises(SystemExit) as caught, command_errors():
         raise error
     assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)
 
 
 def test_a_programming_error_keeps_its_traceback():
-    with pytest.raises(RuntimeError), runtime.command_errors():
+    with pytest.raises(RuntimeError), command_errors():
         raise RuntimeError("a bug")
 
 
@@ -104,15 +108,15 @@ def test_memory_is_kept_where_wanted():
     """Page faults of 20 tensors of 64 MB: a process that keeps its memory soon has the pages."""
     program = """if True:
         import resource, torch
-        from lib import runtime
+        from lib.machine.device import keep_memory
         for wanted in (False, True):
-            runtime.keep_memory(wanted)
+            keep_memory(wanted)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(20):
                 torch.ones(2**24).add_(1)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """  # a process of its own: this one's heap has holes that other tests left
-    run = subprocess.run([sys.executable, "-c", program], cwd=runtime.root(), capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", program], cwd=root(), capture_output=True, text=True)
     given_back, kept = map(int, run.stdout.split())
     assert kept < given_back / 2
 
@@ -121,5 +125,5 @@ def test_memory_is_kept_where_wanted():
 def test_precision_on_a_cpu_follows_its_instructions(monkeypatch, has_bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    assert runtime.precision() == expected
-    assert runtime.precision("fp16") == "fp16"
+    assert precision() == expected
+    assert precision("fp16") == "fp16"

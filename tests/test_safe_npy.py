@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lib.safe_npy import load_object_array
+from lib.data.safe_npy import load_object_array
 
 
 class Malicious:

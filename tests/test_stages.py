@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from lib.config import PROFILES, STAGES
-from lib.data import collate, prepare
-from lib.stages import STAGE_CLASSES, weighted
+from lib.data.batches import collate, prepare
+from lib.training.stages import STAGE_CLASSES, Learner
 
 LEARNS = {
     "rpn": {"rpn"},
@@ -36,6 +36,12 @@ def batch():
     return collate([picture((100, 90, 290, 210, 1)), picture((40, 60, 120, 240, 2), (180, 120, 340, 250, 3))])
 
 
+def learner_of(name: str, model):
+    """The stage's learner, and a function from a batch of images to its losses, mirroring nothing."""
+    learner = Learner(STAGE_CLASSES[name](model))
+    return learner, lambda images, targets: learner(*prepare(images, targets, model.config.image))
+
+
 def oracle_rpn(model, targets_per_image):
     """Make the RPN propose the objects themselves, so that the heads have something to learn from at once."""
     boxes = iter(lambda: [{"boxes": b, "scores": torch.ones(len(b))} for b in targets_per_image], None)
@@ -52,14 +58,17 @@ def near(boxes: torch.Tensor, count: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("rpn_trains", ["none", "all"])
 def test_what_learns_and_what_stays(tiny_model, batch, name, rpn_trains, training_seed):
-    model = tiny_model(training_seed, rpn_trains=rpn_trains, trunk_batchnorm="trained", flip_probability=0.0)
-    stage = STAGE_CLASSES[name](model)
+    model = tiny_model(
+        training_seed,
+        **{"rpn.trains": rpn_trains, "backbone.batchnorm": "trained"},
+    )
+    stage, losses = learner_of(name, model)
     learns = LEARNS[name] | ({"backbone"} if name == "rpn" and rpn_trains == "all" else set())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stage.train()
     assert {part for part in PARTS if getattr(model, part).training} == learns
     optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], 0.1)
-    sum(stage(*batch).values()).backward()
+    sum(losses(*batch).values()).backward()
     optimizer.step()
     changed = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed <= learns and changed - {"mask_head"} == learns - {"mask_head"}
@@ -84,10 +93,11 @@ def running_statistics(model) -> dict[str, torch.Tensor]:
     ],
 )
 def test_batchnorm_statistics_move_only_where_they_learn(tiny_model, batch, name, trunk, moves):
-    model = tiny_model(trunk_batchnorm=trunk, rpn_trains="all")
+    model = tiny_model(**{"backbone.batchnorm": trunk, "rpn.trains": "all"})
     before = running_statistics(model)
-    stage = STAGE_CLASSES[name](model).train()
-    stage(*batch)
+    stage, losses = learner_of(name, model)
+    stage.train()
+    losses(*batch)
     after = running_statistics(model)
     assert {k.partition(".")[0] for k in after if not torch.equal(after[k], before[k])} == moves
     norms = [p for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()]
@@ -96,13 +106,14 @@ def test_batchnorm_statistics_move_only_where_they_learn(tiny_model, batch, name
 
 @pytest.mark.parametrize("name", STAGES)
 def test_images_without_objects_give_finite_losses(tiny_model, name):
-    stage = STAGE_CLASSES[name](tiny_model()).train()
+    stage, losses = learner_of(name, tiny_model())
+    stage.train()
     empty = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.long),
         "masks": torch.zeros(0, 300, 400, dtype=torch.uint8),
     }
-    losses = stage(torch.randint(0, 256, (2, 3, 300, 400), dtype=torch.uint8), [empty, empty])
+    losses = losses(torch.randint(0, 256, (2, 3, 300, 400), dtype=torch.uint8), [empty, empty])
     sum(losses.values()).backward()
     zero = {"rpn_box", "box_regression", "mask"} & set(losses)
     assert zero and all(losses[k] == 0 for k in zero) and all(torch.isfinite(v) for v in losses.values())
@@ -113,8 +124,9 @@ def test_images_without_objects_give_finite_losses(tiny_model, name):
 def test_no_proposals_give_a_differentiable_zero(tiny_model, batch, name):
     model = tiny_model()
     oracle_rpn(model, [torch.zeros(0, 4)] * 2)
-    stage = STAGE_CLASSES[name](model).train()
-    losses = stage(*batch)
+    stage, losses = learner_of(name, model)
+    stage.train()
+    losses = losses(*batch)
     sum(losses.values()).backward()
     assert all(v == 0 for k, v in losses.items() if not k.startswith("rpn"))
     assert all(torch.isfinite(p.grad).all() for p in stage.parameters() if p.grad is not None)
@@ -122,11 +134,12 @@ def test_no_proposals_give_a_differentiable_zero(tiny_model, batch, name):
 
 def test_samples_are_a_seam(tiny_model, batch, config):
     """What a stage samples carries no graph where everything before the head is frozen, and `loss` needs no more."""
-    x, targets, content = prepare(*batch, config)
+    x, targets, content = prepare(*batch, config.image)
     for name in ("boxhead", "maskhead"):
         model = tiny_model()
         oracle_rpn(model, [near(t["boxes"]) for t in targets])
-        stage = STAGE_CLASSES[name](model).train()
+        stage = STAGE_CLASSES[name](model)
+        Learner(stage).train()
         samples = stage.sample(model.features(x), targets, content)
         assert len(samples["labels"]) > 0 and not any(v.requires_grad for v in samples.values())
         model.backbone = model.rpn = None
@@ -146,20 +159,20 @@ def settle(model, x: torch.Tensor) -> None:
     model.eval()
 
 
-def learn(stage, batch, steps: int) -> list[dict[str, float]]:
+def learn(model, losses_of, batch, steps: int) -> list[dict[str, float]]:
     """Losses of each step on one batch and two minibatches in turn.
 
     The learning rate ends in zero, and so the last losses are where the training arrived, not a swing around it. The
     backbone learns slowly, as in fine-tuning: a head cannot learn by heart maps that the other heads keep changing.
     """
     rates = {part: 1e-4 if part == "backbone" else 3e-3 for part in PARTS}
-    parameters = [{"params": list(getattr(stage.model, part).parameters()), "lr": lr} for part, lr in rates.items()]
+    parameters = [{"params": list(getattr(model, part).parameters()), "lr": lr} for part, lr in rates.items()]
     optimizer = torch.optim.Adam(parameters)  # what is frozen has no gradient and stays
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 3 * (1 - step / steps)))
     history = []
     for step in range(steps):
         torch.manual_seed(step % 2)
-        losses = stage(*batch)
+        losses = losses_of(*batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -175,20 +188,53 @@ def test_one_image_is_learnt_by_heart(tiny_model, batch, config, name, training_
     The mask head is twice as wide as elsewhere in the tests: of 16 channels too few survive some of the starts.
     """
     one = batch[0][:1], batch[1][:1]
-    everything = {"rpn_trains": "all", "joint_trains": "all", "mask_hidden": 32}
-    model = tiny_model(training_seed, flip_probability=0.0, **everything)
-    x, scaled, _ = prepare(*one, config)
+    everything = {"rpn.trains": "all", "joint.trains": "all", "maskhead.hidden": 32}
+    model = tiny_model(training_seed, **everything)
+    x, scaled, _ = prepare(*one, config.image)
     settle(model, x)
     oracle_rpn(model, [near(scaled[0]["boxes"])])
-    history = learn(STAGE_CLASSES[name](model).train(), one, 200)
+    stage, losses = learner_of(name, model)
+    stage.train()
+    history = learn(model, losses, one, 200)
     first, last = history[0], {k: sum(row[k] for row in history[-10:]) / 10 for k in history[0]}
     to_limit = {k: last[k] / (0.15 * first[k]) for k in first}
     print("share of the limit:", name, training_seed, {k: round(v, 3) for k, v in to_limit.items()})
     assert max(to_limit.values()) < 1, (first, last)
 
 
-def test_weights_of_the_losses(config):
-    ones = {k: torch.ones(()) for k in ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")}
-    got = weighted(ones, config.replace(rpn_box_weight=2.0, box_loss_weight=3.0, mask_loss_weight=4.0))
-    assert_close(list(got.values()), [torch.tensor(v) for v in (1.0, 2.0, 1.0, 3.0, 4.0)])
-    assert math.isclose(PROFILES["course"].rpn_box_weight, 1.0)  # §4.5: equal weights
+def test_making_a_stage_leaves_the_model_alone(tiny_model):
+    model = tiny_model()
+    for name in STAGES:
+        STAGE_CLASSES[name](model)
+    assert all(p.requires_grad for p in model.parameters()) and not model.training
+
+
+def test_the_joint_stage_is_the_three(tiny_model, batch):
+    """Its samples are those of each stage, drawn from the same features, and its losses are theirs on these samples."""
+    model = tiny_model()
+    x, targets, content = prepare(*batch, model.config.image)
+    features, joint = model.features(x), STAGE_CLASSES["joint"](model)
+    torch.manual_seed(5)
+    samples = joint.sample(features, targets, content)
+    torch.manual_seed(5)
+    for name in ("rpn", "boxhead"):
+        alone = STAGE_CLASSES[name](model).sample(features, targets, content)
+        assert_close({k: samples[f"{name}.{k}"] for k in alone}, alone)
+    losses = joint.loss(samples)
+    assert list(losses) == ["rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"]
+
+
+def test_weights_of_the_losses(tiny_model, batch):
+    weights = {"rpn.box_weight": 2.0, "boxhead.loss_weight": 3.0, "maskhead.loss_weight": 4.0}
+    losses = []
+    for factors in (dict.fromkeys(weights, 1.0), weights):
+        model = tiny_model(**factors)
+        x, targets, content = prepare(*batch, model.config.image)
+        oracle_rpn(model, [near(t["boxes"]) for t in targets])
+        torch.manual_seed(0)
+        stage = STAGE_CLASSES["joint"](model)
+        losses.append(stage.loss(stage.sample(model.features(x), targets, content)))
+    ones, weighted = losses
+    assert all(v > 0 for v in ones.values())
+    assert_close([float(weighted[k] / ones[k]) for k in ones], [1.0, 2.0, 1.0, 3.0, 4.0])
+    assert math.isclose(PROFILES["course"].rpn.box_weight, 1.0)  # §4.5: equal weights

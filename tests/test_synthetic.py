@@ -10,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from lib import synthetic
-from lib import synthetic_shapes as shapes
-from lib.boxes import mask_to_box
-from lib.config import CLASS_NAMES, PRETRAINING_SEEDS
-from lib.data import FILES, CourseDataset
-from lib.synthetic import layout, place_object, scene, visible_masks, write_scenes
-from lib.synthetic_layout import CLASS_SHARES, STATISTICS, TWO_OBJECTS, box_iou
+from lib.__main__ import main
+from lib.boxhead import CLASS_NAMES
+from lib.config import PRETRAINING_SEEDS
+from lib.data import scene_shapes as shapes
+from lib.data.masks import mask_to_box
+from lib.data.reader import FILES, CourseDataset
+from lib.data.scene_layout import CLASS_SHARES, STATISTICS, TWO_OBJECTS, box_iou
+from lib.data.scenes import MIN_SIDE, layout, place_object, scene, visible_masks, write_scenes
 
 
 def scenes(seed: int, count: int) -> list:
@@ -53,7 +54,7 @@ def test_every_object_is_visible_and_its_box_tight():
         for box, mask in zip(boxes, masks, strict=True):
             ys, xs = np.nonzero(mask)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-            assert min(box[2] - box[0], box[3] - box[1]) >= synthetic.MIN_SIDE
+            assert min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE
 
 
 def test_a_tight_box_covers_whole_pixels():
@@ -115,10 +116,10 @@ def test_scenes_are_distributed_like_the_course():
 
 
 def test_existing_files_are_kept(tmp_path):
-    synthetic.main(["--out", str(tmp_path), "--images", "1", "--seed", "1"])
+    main(["scenes", "--out", str(tmp_path), "--images", "1", "--seed", "1"])
     before = contents(tmp_path)
     with pytest.raises(SystemExit, match="exists already: choose another folder"):
-        synthetic.main(["--out", str(tmp_path), "--images", "1", "--seed", "2"])
+        main(["scenes", "--out", str(tmp_path), "--images", "1", "--seed", "2"])
     assert contents(tmp_path) == before
 
 

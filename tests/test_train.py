@@ -11,15 +11,16 @@ from accelerate.state import AcceleratorState
 from conftest import TinyBackbone
 from safetensors.torch import load_file
 
-from lib import train
-from lib.checkpoint import load_model, read_metadata, stage_path
+from lib.__main__ import main
 from lib.config import STAGES
-from lib.data import CourseDataset
-from lib.evaluate import evaluate_model
-from lib.history import read_history, write_history
+from lib.data.reader import CourseDataset
+from lib.machine.folders import root
 from lib.maskrcnn import MaskRCNN
-from lib.runtime import root
-from lib.train import main, train_stage, warmup_cosine
+from lib.scores.evaluate import evaluate_model
+from lib.training import loop
+from lib.training.checkpoint import load_model, read_metadata, stage_path
+from lib.training.history import read_history, write_history
+from lib.training.loop import train_stage, warmup_cosine
 
 LOSSES = {
     "rpn": ["rpn_objectness", "rpn_box"],
@@ -48,9 +49,9 @@ def fresh_accelerator():
 @pytest.fixture(scope="module")
 def short(config, training_seed):
     """Two epochs a stage over six images, with a small test-time budget."""
-    epochs = {f"{stage}_epochs": 2 for stage in STAGES}
-    limits = {"rpn_pre_nms_test": 50, "rpn_post_nms_test": 20, "box_post_nms_test": 5}
-    return config.replace(seed=training_seed, **epochs, **limits)
+    epochs = {f"{stage}.epochs": 2 for stage in STAGES}
+    limits = {"rpn.test.pre_nms": 50, "rpn.test.post_nms": 20, "boxhead.test.post_nms": 5}
+    return config.replace(**{"training.seed": training_seed}, **epochs, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +82,15 @@ def test_what_was_trained_loads_and_scores(trained, short):
 
 def test_a_stage_that_trains_in_bf16_is_scored_in_float32(trained, scenes, short, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    train_stage("maskhead", short.replace(mixed_precision="bf16", maskhead_epochs=1), scenes, tmp_path)
+    train_stage(
+        "maskhead",
+        short.replace(**{"training.mixed_precision": "bf16", "maskhead.epochs": 1}),
+        scenes,
+        tmp_path,
+    )
     scores = json.loads(read_metadata(stage_path(tmp_path, "maskhead"))["scores"])
-    config, val = load_model(tmp_path, "maskhead").config, CourseDataset(scenes, "val", short)
-    assert config.mixed_precision == "bf16" and scores["images"] == len(val) > 0
+    config, val = load_model(tmp_path, "maskhead").config, CourseDataset(scenes, "val", short.data)
+    assert config.training.mixed_precision == "bf16" and scores["images"] == len(val) > 0
     assert scores == evaluate_model(load_model(tmp_path, "maskhead"), val, "maskhead")
 
 
@@ -97,14 +103,14 @@ def test_a_finished_stage_is_kept(trained, scenes, short, capsys):
 
 def interrupt_after(monkeypatch, epochs: int):
     """Stop the training with Ctrl-C once so many epochs are done."""
-    whole = train.Run.epoch
+    whole = loop.Run.epoch
 
     def epoch(run, number):
         if number == epochs:
             raise KeyboardInterrupt
         return whole(run, number)
 
-    monkeypatch.setattr(train.Run, "epoch", epoch)
+    monkeypatch.setattr(loop.Run, "epoch", epoch)
 
 
 def test_going_on_after_an_interruption_gives_the_same_weights(trained, scenes, short, tmp_path, monkeypatch, capsys):
@@ -124,7 +130,7 @@ def test_an_interrupted_stage_starts_afresh_after_a_change(scenes, short, tmp_pa
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, 1)
         train_stage("boxhead", short, scenes, tmp_path)
-    config = short.replace(boxhead_lr=0.1) if change == "config" else short.replace(rpn_lr=0.002)
+    config = short.replace(**{"boxhead.lr": 0.1}) if change == "config" else short.replace(**{"rpn.lr": 0.002})
     if change == "earlier stage":
         train_stage("rpn", config, scenes, tmp_path)
     train_stage("boxhead", config, scenes, tmp_path)
@@ -134,10 +140,10 @@ def test_an_interrupted_stage_starts_afresh_after_a_change(scenes, short, tmp_pa
 
 
 def test_schedule_by_hand():
-    """10 steps, 2 of them warm-up: 1/2, 1, then half a cosine over 8 steps: 1, ..., 1/2 at its middle, ..., 0 after."""
-    factors = [warmup_cosine(step, 10, 0.2) for step in range(11)]
-    assert factors[:3] == [0.5, 1, 1] and factors[6] == pytest.approx(0.5) and factors[10] == pytest.approx(0)
-    assert factors[3] == pytest.approx((1 + 0.9238795) / 2)  # cos(pi / 8)
+    """40 steps, 2 of them warm-up: 1/2, 1, then half a cosine over 38: 1, ..., 1/2 at its middle, ..., 0 after."""
+    factors = [warmup_cosine(step, 40) for step in range(41)]
+    assert factors[:3] == [0.5, 1, 1] and factors[21] == pytest.approx(0.5) and factors[40] == pytest.approx(0)
+    assert factors[3] == pytest.approx((1 + 0.9965845) / 2)  # cos(pi / 38)
 
 
 def test_history_round_trip(tmp_path):
@@ -149,32 +155,32 @@ def test_history_round_trip(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["boxhead", "--batch-size", "2"], "error: rpn.safetensors is missing.*python -m lib.train rpn"),
-        (["rpn", "--set", "rpn_epoch=1"], "error: config has no field 'rpn_epoch'"),
-        (["rpn", "--batch-size", "99"], "error: .* has 6 training images, fewer than one step's 99.*rpn_batch_size"),
+        (["boxhead", "--batch-size", "2"], "error: rpn.safetensors is missing.*python -m lib train rpn"),
+        (["rpn", "--set", "rpn.epoch=1"], "error: config field rpn.epoch is no field"),
+        (["rpn", "--batch-size", "99"], "error: .* has 6 training images, fewer than one step's 99.*rpn.batch_size"),
     ],
 )
 def test_the_command_says_what_is_wrong(scenes, tmp_path, arguments, message):
-    extra = ["val_fraction=0.25", "test_fraction=0.25", "backbone_weights=none"]
+    extra = ["data.val_fraction=0.25", "data.test_fraction=0.25", "backbone.weights=none"]
     command = [*arguments, "--data", str(scenes), "--weights", str(tmp_path)]
     command += [] if "--set" in arguments else ["--set", *extra]
     with pytest.raises(SystemExit, match=message):
-        main(command)
+        main(["train", *command])
 
 
 def test_missing_data(tmp_path):
     with pytest.raises(SystemExit, match="error: hw3_mycocodata_img.*is missing"):
-        main(["rpn", "--data", str(tmp_path / "none"), "--weights", str(tmp_path)])
+        main(["train", "rpn", "--data", str(tmp_path / "none"), "--weights", str(tmp_path)])
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize("stored", [False, True])
 def test_two_processes(scenes, tmp_path, stored):
     """The same command under torchrun: two share the batches and the stored maps' entries, one writes."""
-    fields = {"image_height": 96, "image_width": 126, "fpn_channels": 16, "mixed_precision": "no"}
-    fields |= {"anchor_scales": "(8,16,32,64,96)", "rpn_post_nms_test": 20, "rpn_batch_samples": 32}
-    fields |= {"backbone": "resnet18", "backbone_weights": "none", "store_features": stored}
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m lib.train rpn".split()
+    fields = {"image.height": 96, "image.width": 126, "backbone.channels": 16, "training.mixed_precision": "no"}
+    fields |= {"anchors.scales": "(8,16,32,64,96)", "rpn.test.post_nms": 20, "rpn.batch_samples": 32}
+    fields |= {"backbone.name": "resnet18", "backbone.weights": "none", "training.store_features": stored}
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m lib train rpn".split()
     command = [sys.executable, *torchrun, "--epochs", str(1 + stored), "--batch-size", "2"]
     data, weights = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "weights"
     command += ["--data", str(data), "--weights", str(weights), "--set", *(f"{k}={v}" for k, v in fields.items())]
@@ -200,6 +206,6 @@ class Stream(CourseDataset):
 
 def test_a_data_set_is_told_each_epoch(scenes, short, tmp_path):
     data = Stream(scenes, "train", short)
-    training = train.Run("rpn", short, data, CourseDataset(scenes, "val", short), tmp_path, lambda: MaskRCNN(short))
+    training = loop.Run("rpn", short, data, CourseDataset(scenes, "val", short.data), tmp_path, lambda: MaskRCNN(short))
     training.train()
     assert sorted(set(data.epochs)) == [0, 1]

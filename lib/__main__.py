@@ -1,0 +1,30 @@
+"""The one entry for every command: `python -m lib COMMAND ...`; `python -m lib COMMAND --help` says more."""
+
+import importlib
+import sys
+
+from lib import COMMANDS
+from lib.machine.errors import command_errors
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        ["usage: python -m lib COMMAND ...", "", *(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())]
+    )
+
+
+@command_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line on stderr and status 1."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name in COMMANDS:
+        importlib.import_module(f"lib.commands.{name}").main(rest)
+    else:
+        raise ValueError(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

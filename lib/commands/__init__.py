@@ -1,0 +1,1 @@
+"""What `python -m lib COMMAND` does, a module a command."""

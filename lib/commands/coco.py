@@ -1,0 +1,20 @@
+"""COCO -> the four course files."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.data.coco import convert
+from lib.data.split import SPLITS
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m lib coco", description=__doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--max-objects", type=int, metavar="K", help="leave out images with more objects")
+    parser.add_argument("--min-size", type=float, default=0, metavar="PX", help="least sqrt(w h) at 300x400")
+    parser.add_argument("--limit", type=int, metavar="N", help="write the first N images")
+    parser.add_argument("--split", choices=SPLITS, help="the whole set is of this split")
+    convert(**vars(parser.parse_args(argv)))

@@ -1,0 +1,40 @@
+"""Score trained weights on images never trained on."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.config import STAGES
+from lib.data.reader import CourseDataset
+from lib.data.split import SPLIT_FILE
+from lib.machine.device import device, keep_memory
+from lib.machine.files import written_whole
+from lib.scores.evaluate import evaluate_model
+from lib.training.checkpoint import backbone_origin, last_trained, load_model
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m lib evaluate", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the four course files")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the trained stages")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument(
+        "--stage", choices=STAGES, help="score the system as it was after this stage (default: the last)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("metrics.json"))
+    args = parser.parse_args(argv)
+    keep_memory()
+    stage = args.stage or last_trained(args.weights)
+    model = load_model(args.weights, stage).to(device())
+    data = CourseDataset(args.data, args.split, model.config.data)
+    if not len(data):
+        raise ValueError(f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split")
+    scores = {"split": args.split, "backbone": backbone_origin(model.config), **evaluate_model(model, data, stage)}
+    write_json(scores, args.out)
+    print(json.dumps(scores, indent=2))
+
+
+def write_json(content: dict, path: Path) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,108 @@
+"""A trained model on a user's own pictures: an overlay of each, and one COCO-format JSON of all.
+
+    python -m lib predict photo.jpg more/*.png --weights weights/demo --out predictions
+
+H x W  a picture's own size, any; EXIF orientation applied. Boxes and masks are in its pixels.    D  detections
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from pycocotools import mask as rle
+from tqdm import tqdm
+
+from lib.boxhead import CLASS_NAMES
+from lib.commands.evaluate import write_json
+from lib.machine.device import device, keep_memory
+from lib.maskrcnn import MaskRCNN
+from lib.notebook import draw
+from lib.scores.coco_ap import CATEGORIES
+from lib.scores.results import box_results, encode_masks
+from lib.training.checkpoint import last_trained, load_model
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture of any mode as (3, H, W) uint8 RGB, upright, white where it is transparent; ValueError without one."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits a pixel
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy()
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
+        raise ValueError(f"{path} is not a readable picture ({error}): give a JPEG, PNG or the like") from None
+
+
+def predict(model: MaskRCNN, picture: np.ndarray, stage: str, threshold: float) -> dict[str, torch.Tensor]:
+    """The detections in a picture (3, H, W) that score at least `threshold`: boxes (D, 4), labels, scores, masks."""
+    (found,) = model(torch.from_numpy(picture)[None].to(next(model.parameters()).device), stage, threshold)
+    return {k: found[k].cpu() for k in ("boxes", "labels", "scores", "masks") if k in found}
+
+
+def save_overlay(picture: np.ndarray, found: dict, path: Path) -> None:
+    """The picture (3, H, W) with its detections drawn on it, as a PNG of the same H x W."""
+    height, width = picture.shape[1:]
+    dpi = 2 ** max(7, (max(height, width) // 7).bit_length())  # a power of two: width / dpi * dpi is exact
+    figure = Figure((width / dpi, height / dpi), dpi)
+    draw.detections(draw.image(figure.add_axes((0, 0, 1, 1)), picture), found, CLASS_NAMES, 0).set_axis_off()
+    figure.savefig(path)
+
+
+def overlay_paths(pictures: list[Path], out: Path) -> list[Path]:
+    """NAME_overlay.png for each picture, numbered where a name comes twice; never one of the pictures themselves."""
+    taken, paths = {picture.resolve() for picture in pictures}, []
+    for picture in pictures:
+        names = (out.resolve() / f"{picture.stem}_overlay{n or ''}.png" for n in itertools.count())
+        paths.append(next(path for path in names if path not in {*taken, *paths}))
+    return paths
+
+
+def coco_annotations(image: int, found: dict, first: int) -> list[dict]:
+    """COCO annotations, numbered from `first`: `bbox` (x, y, width, height), `score`, and `segmentation` as RLE."""
+    rows = box_results(image, found["boxes"], found["labels"], found["scores"])
+    rows = [{"id": first + n, "iscrowd": 0, **row} for n, row in enumerate(rows)]
+    for row, code in zip(rows, encode_masks(found.get("masks", ())), strict="masks" in found):
+        row |= {"area": int(rle.area(code)), "segmentation": {**code, "counts": code["counts"].decode()}}
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m lib predict", description="Find objects in your own pictures.")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the trained stages")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the overlays and predictions.json")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of a detection, 0 to 1 (default 0.5)")
+    args = parser.parse_args(argv)
+    stage, coco = last_trained(args.weights), {"images": [], "categories": CATEGORIES, "annotations": []}
+    if stage == "rpn":
+        raise ValueError(f"{args.weights} has no box head: `python -m lib train all --weights {args.weights}`")
+    if stage == "boxhead":
+        print(f"{args.weights} has no mask head: boxes only")
+    keep_memory()
+    model = load_model(args.weights, stage).to(device())
+    args.out.mkdir(parents=True, exist_ok=True)
+    pictures = zip(tqdm(args.pictures, "predict", unit="picture"), overlay_paths(args.pictures, args.out), strict=True)
+    for n, (path, overlay) in enumerate(pictures):
+        try:
+            picture = read_picture(path)
+        except ValueError as error:
+            tqdm.write(f"error: {error}", sys.stderr)
+            continue
+        found = predict(model, picture, stage, args.threshold)
+        save_overlay(picture, found, overlay)
+        size = {"height": picture.shape[1], "width": picture.shape[2]}
+        coco["images"].append({"id": n, "file_name": str(path), **size, "overlay": overlay.name})
+        coco["annotations"] += coco_annotations(n, found, len(coco["annotations"]) + 1)
+    write_json(coco, args.out / "predictions.json")
+    print(f"{len(coco['annotations'])} objects in {len(coco['images'])} pictures: {args.out}")
+    sys.exit(len(coco["images"]) < len(args.pictures))

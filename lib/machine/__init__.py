@@ -1,0 +1,1 @@
+"""Where things lie, what it runs on, and files that appear whole: nothing here knows of boxes or networks."""

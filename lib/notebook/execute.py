@@ -1,0 +1,118 @@
+"""Run: the data, then the six notebooks in order (`make run`, or `python -m lib run --only 03_rpn`).
+
+A notebook is read from its .py, executed in a kernel of its own with `notebooks/` as its folder, and written
+as .ipynb once every cell has run. What would differ between two equal runs (ids, timings, progress bars, the
+state of widgets) stays out of the file. Durations are wall seconds.
+"""
+
+import base64
+import os
+import re
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from tqdm import tqdm
+
+from lib.machine.files import written_whole
+from lib.notebook.figures import palette_png
+
+NOTEBOOKS = ("01_data", "02_anchors", "03_rpn", "04_boxhead", "05_maskhead", "06_eval")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PROGRESS = re.compile(r"\d+%\|.*\|")  # a tqdm bar
+METADATA = {
+    # as in jupytext.toml: where the .ipynb is the newer, Jupytext opens a .py by what its .ipynb says
+    "jupytext": {"cell_metadata_filter": "-all", "notebook_metadata_filter": "-all"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+class NotebookError(ValueError):
+    """A notebook stopped; the message names it, the cell, the error and the file with what ran."""
+
+
+def execute(name: str, root: Path, env: dict[str, str] | None = None) -> float:
+    """Execute `root/notebooks/name.py`, `env` added to the environment, and write `name.ipynb` beside it.
+
+    Returns wall seconds. Raises NotebookError when a cell fails: the earlier .ipynb stays as it was, and what
+    ran is in `name.failed.ipynb`.
+    """
+    root = Path(root).resolve()
+    folder = root / "notebooks"
+    notebook = jupytext.read(folder / f"{name}.py", fmt="py:percent")
+    failed = folder / f"{name}.failed.ipynb"
+    started, reached = time.perf_counter(), []
+    with tqdm(total=len(notebook.cells), desc=name, unit="cell", leave=False, disable=None) as bar:
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_start=lambda cell, cell_index: (reached.append(cell_index), bar.update()),
+        )
+        try:
+            client.execute(env=os.environ | (env or {}))
+        except (CellExecutionError, DeadKernelError) as error:
+            _write(_clean(notebook, root), failed)
+            place = f"{name} stopped at cell {len(reached)} of {len(notebook.cells)}"
+            raise NotebookError(f"{place}: {_reason(error)}. What ran is in {failed}") from None
+    _write(_clean(notebook, root), folder / f"{name}.ipynb")
+    (folder / f"{name}.py").touch()  # Jupyter opens a pair whose .ipynb is the newer only if both hold the same text
+    failed.unlink(missing_ok=True)
+    return time.perf_counter() - started
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {' '.join(str(error.evalue).split())}"
+    return "its kernel died, most often for want of memory"
+
+
+def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:
+    """The notebook without what changes from run to run or from machine to machine, in place."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id, cell.metadata = f"cell-{number:03d}", NotebookNode()
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
+    return notebook
+
+
+def _join_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Consecutive pieces of one stream as one output: how they are cut depends on timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" and output.name == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _clean_output(output: NotebookNode, root: str) -> bool:
+    """Take progress bars, widgets and the path of `root` out of an output, in place; false if it is empty."""
+    if output.output_type == "stream":
+        lines = [line.rsplit("\r", 1)[-1] for line in output.text.replace(root, "").split("\n")]
+        output.text = "\n".join(line for line in lines if not PROGRESS.search(line))
+        return bool(output.text.strip())
+    if output.output_type == "error":
+        return True
+    output.metadata = NotebookNode()
+    if "image/png" in output.data:
+        smaller = palette_png(base64.b64decode(output.data["image/png"]))
+        output.data["image/png"] = base64.b64encode(smaller).decode()
+    is_widget = output.data.pop(WIDGET, None) is not None
+    return bool(output.data) and not (is_widget and PROGRESS.search(output.data.get("text/plain", "")))
+
+
+def _write(notebook: NotebookNode, path: Path) -> None:
+    with written_whole(path) as part:
+        nbformat.write(notebook, part)

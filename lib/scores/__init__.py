@@ -1,0 +1,1 @@
+"""COCO's average precision and recall, the course's own mAP."""

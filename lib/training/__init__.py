@@ -1,0 +1,1 @@
+"""The stages, the loop that trains them, what they leave on disk, and the pretraining of the demo's backbone."""
