@@ -1,55 +1,58 @@
-# `make run`   the built-in scenes, then the six notebooks: outputs, weights/demo/, figures/
-# `make test`  lint, format and all tests
-# `make soak`  the tests that train, from five seeds and with each of three sets of the processor's instructions
+# `make` alone prints what there is. Two commands matter: `make run` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test soak lint format badges clean clean-cache clean-weights
-.DEFAULT_GOAL := run
+.PHONY: help run test soak lint format badges clean clean-cache clean-weights
+.DEFAULT_GOAL := help
 
-$(VENV)/.installed: requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
-
-run: $(VENV)/.installed
+run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs, weights/demo/, figures/
 	$(BIN)/python -m lib run
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint  ## lint, format, types, all tests and their coverage
+	$(BIN)/python -m pytest --cov=lib --cov-report=term:skip-covered
+
+lint: $(VENV)/.installed-dev  ## ruff's rules and format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Rounding differs from one processor to the next, and a training carries it on: a limit must hold for all.
-soak: $(VENV)/.installed-dev
+soak: $(VENV)/.installed-dev  ## the tests that train, from five seeds, with three sets of the processor's instructions
 	for kind in default avx2 ""; do \
 		env $${kind:+ATEN_CPU_CAPABILITY=$$kind} $(BIN)/python -m pytest -m trains --training-seeds 5 || exit 1; \
 	done
 
-lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
 # A notebook's code is formatted in the .ipynb (see pyproject.toml): the later half of each pair goes there and back.
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pairs into step
 	$(BIN)/jupytext --quiet --sync $(NOTEBOOKS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/jupytext --quiet --to py:percent $(NOTEBOOKS)
 
-badges: $(VENV)/.installed
+badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out
 	$(BIN)/python -m lib badges
 
-clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache notebooks/*.failed.ipynb
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-clean-cache:
+clean-cache:  ## remove the stored maps that unfinished stages left
 	rm -rf data/*/features
 
-clean-weights:
+clean-weights:  ## forget what the demo's stages have learnt
 	rm -rf weights/demo
+
+$(VENV)/.installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	touch $@

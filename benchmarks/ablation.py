@@ -79,8 +79,9 @@ def slug(name: str) -> str:
 
 
 def ablation_table(folder: Path) -> list[dict]:
-    """The rows of all finished runs, scenes and the recipe first; without their times, for the first of a setting
-    trained the stages that all share.
+    """The rows of all finished runs, scenes and the recipe first, without their times.
+
+    The first of a setting trained the stages that all share.
     """
     runs = finished_runs(folder, "ablation")
     runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != "the recipe"))

@@ -72,7 +72,7 @@ SETTINGS = {
     "photographs": PHOTOGRAPHS.override(
         "image.height=300 image.width=400 backbone.channels=128 boxhead.hidden=512 maskhead.hidden=128 "
         "anchors.scales=(16,32,64,128,256) roi_align.canonical_size=84 rpn.train.pre_nms=1000 rpn.train.post_nms=300 "
-        "rpn.test.pre_nms=2000 rpn.test.post_nms=300 joint.epochs=19".split()
+        "rpn.test.pre_nms=2000 joint.epochs=19".split()
     ),
     "course": PHOTOGRAPHS.override(["joint.epochs=8"]),  # the same at the sheet's size and widths: for a GPU
 }
@@ -203,10 +203,11 @@ def scores(results: dict[str, list[dict]], dataset: CourseDataset) -> dict:
 
 
 def object_fates(truth, boxes: list[dict], masks: list[dict], least: float = 0.3) -> dict:
-    """Of all objects: the share that some detection of score >= `least` overlaps by IoU 0.5 (`found`); of these, the
-    share whose best-overlapping detection has the right class (`right class`), and the mean IoU of its box and mask.
+    """Which objects were found, how well, and how many detections are of none; detections of score >= `least` count.
 
-    `false` is the number of such detections an image that overlap no object by 0.5.
+    `found` is the share of all objects that some detection overlaps by IoU 0.5; of these, the share whose
+    best-overlapping detection has the right class (`right class`), and the mean IoU of its box and mask. `false` is
+    the number of such detections an image that overlap no object by 0.5.
     """
     found = [(b, m) for b, m in zip(boxes, masks, strict=True) if b["score"] >= least]
     rows, false, objects = [], 0, 0
@@ -325,8 +326,9 @@ COLUMNS = {  # of the table: where a run's scores hold them
 
 
 def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
-    """One row for each setting and value of `key`: means over the seeds, with the standard deviation of the APs, and
-    the difference to the setting's first row, with the interval in which it lies in 95 of 100 resamples.
+    """One row for each setting and value of `key`: means over the seeds, with the standard deviation of the APs.
+
+    With them goes the difference to the setting's first row, and the interval in which it lies in 95 of 100 resamples.
     """
     rows, first = [], {}
     for setting, value in dict.fromkeys((r["setting"], r[key]) for r in runs):
@@ -345,8 +347,9 @@ def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
 
 
 def _difference(base: dict[int, dict], mine: dict[int, dict], kind: str) -> str:
-    """Of the scores by seed, over the seeds that both have: the mean difference of AP and its interval; nothing for
-    runs from before there were resamples.
+    """Scores by seed -> over the seeds that both have, the mean difference of AP and its interval.
+
+    Nothing for runs from before there were resamples.
     """
     seeds = [n for n in sorted(base.keys() & mine.keys()) if "resampled" in base[n][kind].keys() & mine[n][kind].keys()]
     if base is mine or not seeds:

@@ -18,8 +18,9 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass
 class Matches:
-    """What an evaluation found in one class, best score first: the `image` (D,) of each detection, whether it is a
-    `hit` (D, T); `objects` (I,) of each image.
+    """What an evaluation found in one class, best score first.
+
+    The `image` (D,) of each detection, whether it is a `hit` (D, T); `objects` (I,) of each image.
     """
 
     image: np.ndarray

@@ -92,8 +92,11 @@ def copy_heads(peer: TorchvisionMaskRCNN, ours: MaskRCNN) -> None:
 
 
 def calibrate(peer: TorchvisionMaskRCNN, image: Tensor, config: Config) -> None:
-    """Give random weights outputs like a trained model's: activations of size 1 through the trunk, proposals of all
-    sizes, scores that differ, boxes that move a little, and masks with both values."""
+    """Give random weights outputs like a trained model's.
+
+    Those are activations of size 1 through the trunk, proposals of all sizes, scores that differ, boxes that move a
+    little, and masks with both values.
+    """
 
     def standardise(norm, inputs):
         norm.running_var, norm.running_mean = torch.var_mean(inputs[0], (0, 2, 3))

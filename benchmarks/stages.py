@@ -179,8 +179,10 @@ def box_steps(work: Work) -> Iterator[tuple[str, Callable, Callable]]:
 
 
 def pooled_as_by_peer(work: Work, boxes: Sequence[Tensor], size: int) -> Tensor:
-    """Our RoIAlign half a cell further to the right and below: torchvision's `MultiScaleRoIAlign` leaves out the half
-    pixel of its own `roi_align(aligned=True)`, which ours follows.
+    """Our RoIAlign half a cell further to the right and below.
+
+    torchvision's `MultiScaleRoIAlign` leaves out the half pixel of its own `roi_align(aligned=True)`, which ours
+    follows.
     """
     rois, images = stack_rois(boxes)
     levels = pyramid_level(rois, work.config.roi_align.canonical_size)

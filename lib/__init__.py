@@ -10,6 +10,7 @@ COMMANDS = {
     "coco": "convert a data set in COCO's format to the course's four files",
     "scenes": "write made-up scenes as the course's four files",
     "pretrain": "make the backbone of the demo profile",
+    "config": "show every number, its values in both profiles, its range and meaning",
     "badges": "copy the repository's name from pyproject.toml to all places that spell it out",
 }
 _EARLIER = {name: name for name in COMMANDS} | {"synthetic": "scenes"}  # as in `python -m lib scenes`

@@ -1,6 +1,7 @@
 """The shared feature extractor: a torchvision trunk with a feature pyramid on top (§3).
 
-    images (B, 3, Hp, Wp) float, normalised -> an ordered dict of P2 ... P6, each (B, F, Sy, Sx) with F = `out_channels`
+    B  images    Hp x Wp  the network's input    F  channels, `out_channels`    Sy x Sx  a level's grid
+    images (B, 3, Hp, Wp) float, normalised -> an ordered dict of P2 ... P6, each (B, F, Sy, Sx)
 
 Any module with this output and an `out_channels` will do: `MaskRCNN(config, backbone=...)`. FPN: Lin et al. 2017.
 """
@@ -13,10 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
+from lib.machine.folders import root
 from lib.machine.numbers import Numbers, count, number
 
 TRUNK_STRIDES = (4, 8, 16, 32)  # of the trunk's maps that the pyramid is built on
@@ -36,81 +38,62 @@ class BackboneConfig(Numbers):
     @property
     def file(self) -> Path | None:
         """The file that `weights` names, if it names one: from the project's folder, or absolute."""
-        stored = self.weights.endswith(".safetensors")
-        return Path(__file__).resolve().parent.parent / self.weights if stored else None
+        return root() / self.weights if self.weights.endswith(".safetensors") else None
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
-    """The backbone that the config names, with its weights.
+    """The backbone that the config names, with its weights; ValueError for an unknown name or unavailable weights.
 
     "maskrcnn_resnet50_fpn" is the backbone of torchvision's model of that name, trained on COCO; any other name is a
     torchvision classification trunk under a new pyramid, or, where the weights are a file of `python -m lib pretrain`,
-    trunk and pyramid from there. Raises ValueError for an unknown name or unavailable weights.
+    trunk and pyramid from there.
     """
     if config.file:
-        return load_backbone(_build(replace(config, weights="none")), config.file)
-    return _build(config)
-
-
-def _build(config: BackboneConfig) -> nn.Module:
+        return load_backbone(build_backbone(replace(config, weights="none")), config.file)
+    weights = None if config.weights == "none" else config.weights
+    what = f"backbone {config.name!r} with weights {config.weights!r}"
     try:
         if config.name == "maskrcnn_resnet50_fpn":
-            weights = None if config.weights == "none" else config.weights
             return maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None).backbone
-        return _trunk_with_fpn(config)
+        return _trunk_with_fpn(get_model(config.name, weights=weights), config.channels)
     except (URLError, OSError) as error:
-        raise ValueError(
-            f"the weights {config.weights!r} of {config.name!r} can be neither found "
-            f"in torch hub's cache ({torch.hub.get_dir()}/checkpoints) nor downloaded ({error}): "
-            "put the file there, connect to the internet, or set backbone.weights=none"
-        ) from None
+        where = f"are neither in torch hub's cache ({torch.hub.get_dir()}/checkpoints) nor to be downloaded ({error})"
+        advice = "put the file there, connect to the internet, or set backbone.weights=none"
+        raise ValueError(f"{what}: its weights {where}: {advice}") from None
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:  # a vision transformer asserts, say
-        raise ValueError(f"backbone {config.name!r} with weights {config.weights!r}: {error}") from None
+        raise ValueError(f"{what}: {error}") from None
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
     """Copy a file's trunk and pyramid, stored in half precision, into the backbone; ValueError where they don't fit."""
     if not path.is_file():
-        raise ValueError(
-            f"the backbone's weights {path} are missing: restore the file (`git checkout {path}`), make it with "
-            "`python -m lib pretrain`, or set backbone.weights=none"
-        )
+        advice = f"restore it (`git checkout {path}`), `python -m lib pretrain`, or set backbone.weights=none"
+        raise ValueError(f"the backbone's weights {path} are missing: {advice}")
     try:
         backbone.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path} does not fit this backbone: {reason}") from None
+        raise ValueError(f"{path} does not fit this backbone: {str(error).splitlines()[-1].strip()}") from None
     return backbone
 
 
-def _trunk_with_fpn(config: BackboneConfig) -> nn.Module:
-    weights = None
-    if config.weights != "none":
-        weights = get_model_weights(config.name)[config.weights]
-    trunk = get_model(config.name, weights=weights)
-    trunk = getattr(trunk, "features", trunk)  # of a mobilenet, say; a resnet is its own list of children
+def _trunk_with_fpn(model: nn.Module, channels: int) -> nn.Module:
+    trunk = getattr(model, "features", model)  # of a mobilenet, say; a resnet is its own list of children
     last = _last_block_of_each_stride(trunk)
-    return BackboneWithFPN(
-        trunk,
-        return_layers={name: str(level) for level, (name, _) in enumerate(last)},
-        in_channels_list=[channels for _, channels in last],
-        out_channels=config.channels,
-    )
+    levels = {name: str(level) for level, (name, _) in enumerate(last)}
+    return BackboneWithFPN(trunk, levels, [width for _, width in last], channels)
 
 
 @torch.no_grad()
 def _last_block_of_each_stride(trunk: nn.Module) -> list[tuple[str, int]]:
     """(name, channels) of the trunk's last child at each of the strides 4, 8, 16, 32, found by a small image."""
-    last, x, size = {}, torch.zeros(1, 3, 256, 256), 256
-    was_training = trunk.training
+    last, x, was_training = {}, torch.zeros(1, 3, 256, 256), trunk.training
     trunk.eval()
     for name, child in trunk.named_children():
         if isinstance(child, (nn.AdaptiveAvgPool2d, nn.Linear)):
             break
         x = child(x)
-        last[size // x.shape[-1]] = (name, x.shape[1])
+        last[256 // x.shape[-1]] = (name, x.shape[1])
     trunk.train(was_training)
-    missing = [stride for stride in TRUNK_STRIDES if stride not in last]
-    if missing:
-        raise ValueError(f"this trunk has no feature map at stride {missing[0]}")
+    if missing := set(TRUNK_STRIDES) - last.keys():
+        raise ValueError(f"this trunk has no feature map at stride {min(missing)}")
     return [last[stride] for stride in TRUNK_STRIDES]

@@ -1,11 +1,11 @@
 """The box head: network, targets, loss and post-processing (§6).
 
-R  RoIs    F  channels of the pyramid    P  pooled size    C  classes of objects, 3    M  sampled proposals
-G  objects    K', N'  boxes before and after NMS    D  boxes that train the mask head
+R  RoIs    F  channels    P  pooled size    C  classes of objects    G  objects    M  sampled proposals
+K', N'  boxes before and after NMS    D  detections, or boxes that train the mask head
 boxes are xyxy in pixels of the network's input frame; class 0 is background; deltas are relative to the proposal
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from lib.boxes import MIN_SIZE, Size, clip, decode, encode, inside, iou_matrix
+from lib.boxes import MIN_SIZE, Boxes, Named, Size, clip, decode, encode, inside, iou_matrix
 from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import match_proposals, sample
 
@@ -58,9 +58,8 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(channels * POOL_SIZE**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        first = nn.Linear(channels * POOL_SIZE**2, hidden)
+        self.mlp = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.classifier = nn.Linear(hidden, NUM_CLASSES + 1)
         self.regressor = nn.Linear(hidden, 4 * NUM_CLASSES)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -76,7 +75,7 @@ class BoxHead(nn.Module):
 
 
 def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: BoxHeadConfig) -> tuple[Tensor, Tensor]:
-    """Of one image's proposals (R, 4): classes (R,), 0 for background, and boxes (R, 4) to aim at (§6.1).
+    """One image's proposals (R, 4) -> classes (R,), 0 for background, and boxes (R, 4) to aim at (§6.1).
 
     The box is the matched object's, for background the proposal itself.
     """
@@ -86,10 +85,11 @@ def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: 
     return labels, boxes
 
 
-def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config: BoxHeadConfig) -> dict[str, Tensor]:
-    """The minibatch of §6.3: M proposals over all images, objects to background as close to 3 : 1 as there are objects.
+def sample_proposals(proposals: list[Named], targets: list[dict], config: BoxHeadConfig) -> Named:
+    """Proposals of each image -> M of them: `rois` (M, 4), `images` (M,), `labels` (M,) and `deltas` (M, 4) (§6.3).
 
-    Returns `rois` (M, 4), `images` (M,) the image of each, `labels` (M,) and `deltas` (M, 4), zero for background.
+    Objects to background are as close to 3 : 1 as there are objects. `images` has the image of each; the deltas of
+    background are zero.
     """
     proposed = [p["boxes"] for p in proposals]
     if config.adds_truth:
@@ -102,16 +102,14 @@ def sample_proposals(proposals: Sequence[dict], targets: Sequence[dict], config:
     return {"rois": rois, "images": images[drawn], "labels": labels[drawn], "deltas": encode(boxes, rois)}
 
 
-def stack_rois(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def stack_rois(boxes: Boxes) -> tuple[Tensor, Tensor]:
     """Boxes (Ri, 4) of each image -> all boxes (R, 4) and the image of each (R,)."""
     counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
     return torch.cat(list(boxes)), torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
 
 
-def box_loss(
-    logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
-) -> dict[str, Tensor]:
-    """Both losses of §6.3, each a sum divided by the M proposals: logits (M, C + 1), deltas (M, C, 4) -> two scalars.
+def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0) -> Named:
+    """Logits (M, C + 1), deltas (M, C, 4) -> both losses of §6.3, each a sum divided by the M proposals.
 
     The regressor is judged on the deltas of the true class alone, and not at all for background.
     """
@@ -124,75 +122,64 @@ def box_loss(
 
 
 @torch.no_grad()
-def refine(
-    logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], content: Size, config: BoxHeadConfig
-) -> list[dict]:
-    """Post-processing in testing (§6.5): outputs for the proposals (Ri, 4) of each image -> its detections, best first.
+def refine(logits: Tensor, deltas: Tensor, proposals: Boxes, content: Size, config: BoxHeadConfig) -> list[Named]:
+    """Outputs for the proposals (Ri, 4) of each image -> its detections, best first: post-processing in testing (§6.5).
 
     Each proposal becomes one box of its most probable class, and background is removed; or, where the config has a
     score threshold, one of every class above it. Boxes are clipped to the `content` (height, width), then the top K',
-    NMS for each class, the top N'. Returns `boxes`, `labels`, `scores`.
+    NMS for each class, the top N'. Returns `boxes` (D, 4), `labels` (D,), `scores` (D,).
     """
-    detections = []
-    candidates = _every_class if config.test.score_threshold > 0 else _best_class
+    detections, limits = [], config.test
+    candidates = _every_class if limits.score_threshold > 0 else _best_class
     for boxes, labels, scores, is_object in candidates(logits, deltas, proposals):
         boxes = clip(boxes, *content)
-        is_object = is_object & (scores > config.test.score_threshold)
-        keep = is_object & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(dim=1)
-        keep = _top(boxes, labels, scores, keep, config.test)
+        keep = is_object & (scores > limits.score_threshold) & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIZE).all(dim=1)
+        keep = _top(boxes, labels, scores, keep, limits)
         detections.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
     return detections
 
 
 @torch.no_grad()
 def refine_for_training(
-    logits: Tensor,
-    deltas: Tensor,
-    proposals: Sequence[Tensor],
-    targets: Sequence[dict],
-    content: Size,
-    config: BoxHeadConfig,
-) -> list[dict]:
-    """Post-processing while the mask head learns (§6.5): boxes in the image that overlap an object by more than 0.5.
+    logits: Tensor, deltas: Tensor, proposals: Boxes, targets: list[dict], content: Size, config: BoxHeadConfig
+) -> list[Named]:
+    """Outputs for the proposals (Ri, 4) of each image -> its boxes that train the mask head (§6.5).
 
-    What crosses the boundary of the `content` (height, width) is clipped, or removed where the config says so. Then the
-    top K', NMS for each class, the top N'. Returns for each image `boxes` (D, 4), `labels` (D,) the class of
-    the matched object and `matched` (D,) its index.
+    They overlap an object by more than 0.5. What crosses the boundary of the `content` (height, width) is clipped, or
+    removed where the config says so. Then the top K', NMS for each class, the top N'. Returns for each image `boxes`
+    (D, 4), `labels` (D,) the class of the matched object and `matched` (D,) its index.
     """
     chosen = []
     for (boxes, labels, scores, _), target in zip(_best_class(logits, deltas, proposals), targets, strict=True):
         if config.cross_boundary == "clip":
             boxes = clip(boxes, *content)
         object_of, matched = match_proposals(iou_matrix(boxes, target["boxes"]), target["labels"], MASK_POSITIVE_IOU)
-        keep = inside(boxes, *content) & (object_of > 0)
-        keep = _top(boxes, labels, scores, keep, config.train)
+        keep = _top(boxes, labels, scores, inside(boxes, *content) & (object_of > 0), config.train)
         chosen.append({"boxes": boxes[keep], "labels": object_of[keep], "matched": matched[keep]})
     return chosen
 
 
-def _best_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def _best_class(logits: Tensor, deltas: Tensor, proposals: Boxes) -> Iterator[tuple[Tensor, ...]]:
     """For each image: boxes (R, 4) and labels (R,) of the best class, its probability, whether it beats background."""
     probabilities = logits.float().softmax(dim=1)
     scores, labels = probabilities[:, 1:].max(dim=1)
     is_object = scores > probabilities[:, 0]
     chosen = deltas[torch.arange(len(labels), device=labels.device), labels].float()
-    boxes = decode(chosen, torch.cat(list(proposals)))
-    counts = [len(p) for p in proposals]
-    return zip(*(v.split(counts) for v in (boxes, labels + 1, scores, is_object)), strict=True)
+    columns = decode(chosen, torch.cat(list(proposals))), labels + 1, scores, is_object
+    return zip(*(column.split([len(p) for p in proposals]) for column in columns), strict=True)
 
 
-def _every_class(logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """For each image the same for every class of every proposal: boxes (R C, 4), labels, probabilities, all objects."""
+def _every_class(logits: Tensor, deltas: Tensor, proposals: Boxes) -> Iterator[tuple[Tensor, ...]]:
+    """For each image: boxes (R C, 4) and labels (R C,) of every class, their probabilities, all of them objects."""
     scores = logits.float().softmax(dim=1)[:, 1:]
     boxes = decode(deltas.float(), torch.cat(list(proposals))[:, None])  # (R, C, 4)
     labels = torch.arange(1, NUM_CLASSES + 1, device=logits.device).expand_as(scores)
-    counts = [len(p) * NUM_CLASSES for p in proposals]
-    columns = (boxes.flatten(0, 1), labels.flatten(), scores.flatten(), torch.ones_like(labels, dtype=bool).flatten())
-    return zip(*(v.split(counts) for v in columns), strict=True)
+    columns = boxes, labels, scores, torch.ones_like(labels, dtype=torch.bool)
+    return zip(*(c.flatten(0, 1).split([len(p) * NUM_CLASSES for p in proposals]) for c in columns), strict=True)
 
 
 def _top(boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, limits: TrainLimits | DetectionLimits) -> Tensor:
-    """Indices of the boxes that survive: of those in `keep` (R,) bool the top K', NMS for each class, the top N'."""
+    """Boxes (R, 4) -> indices (N',) of those that survive: `keep` (R,), the top K', NMS for each class, the top N'."""
     candidates = keep.nonzero().flatten()
     candidates = candidates[scores[candidates].argsort(descending=True, stable=True)[: limits.pre_nms]]
     survivors = batched_nms(boxes[candidates], scores[candidates], labels[candidates], limits.nms_iou)

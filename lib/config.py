@@ -42,9 +42,7 @@ class TrainingConfig(Numbers):
     seed: int = number(0, "of initial weights, the order of images and all sampling", low=0)
     flip_probability: float = share(0.5, "the share of training images that are mirrored")
     store_features: bool = number(False, "the frozen backbone's maps are computed once and kept on disk")
-    mixed_precision: str = number(
-        "auto", "auto: bf16 or fp16 where the hardware is fast in it", options=("auto", "no", "fp16", "bf16")
-    )
+    mixed_precision: str = number("auto", "auto: bf16 or fp16 where fast", options=("auto", "no", "fp16", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ class MaskHeadStageConfig(MaskHeadConfig, Schedule): ...
 
 @dataclass(frozen=True)
 class JointConfig(Schedule):
-    """Joint fine-tuning. `changes` are the numbers that this stage, and the system after it, has otherwise: pairs of a
-    path of Config and a value, each set by its path behind `joint.`, as in joint.rpn.box_weight=3.
+    """Joint fine-tuning. `changes` are the numbers that this stage, and the system after it, has otherwise.
+
+    They are pairs of a path of Config and a value, each set by its path behind `joint.`, as in joint.rpn.box_weight=3.
     """
 
     trains: str = number("all", "what of the backbone learns in joint fine-tuning", "§8", options=PARTS)
@@ -136,10 +135,8 @@ class Config(SystemConfig):
 
     def read_by(self, groups: Iterable[str]) -> dict[str, Any]:
         """All that a training which reads these groups depends on: their numbers, but for those of testing alone."""
-        values = {name: dataclasses.asdict(getattr(self, name)) for name in groups}
-        return {
-            name: {k: v for k, v in group.items() if k not in ("test", "changes")} for name, group in values.items()
-        }
+        read = {name: dataclasses.asdict(getattr(self, name)).items() for name in groups}
+        return {name: {k: v for k, v in items if k not in ("test", "changes")} for name, items in read.items()}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -173,10 +170,8 @@ DEMO = (
     "joint.epochs=2 joint.batch_size=8 joint.lr=1e-4 joint.boxhead.batch_samples=512 joint.boxhead.loss_weight=2 "
     "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
 )
-PROFILES = {
-    name: Config(profile=name).override((JOINT + numbers).split())
-    for name, numbers in (("course", COURSE), ("demo", DEMO))
-}
+_NUMBERS = {"course": JOINT + COURSE, "demo": JOINT + DEMO}
+PROFILES = {name: Config(profile=name).override(numbers.split()) for name, numbers in _NUMBERS.items()}
 
 
 def load_config(profile: str = "demo", overrides: Iterable[str] = ()) -> Config:

@@ -1,6 +1,6 @@
 """The mask head: network, targets, loss and pasting (§7).
 
-D  boxes    F  channels of the pyramid    C  classes of objects, 3    m  side of a predicted mask, 28    G  objects
+D  boxes    F  channels    C  classes of objects    m  side of a predicted mask, 28    G  objects    H x W  an image
 boxes are xyxy in pixels of the frame that each function names; masks are 1 inside the object
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.boxes import Size
+from lib.boxes import Named, Size
 from lib.boxhead import NUM_CLASSES
 from lib.machine.numbers import Numbers, count, number
 from lib.roi_align import roi_align
@@ -34,13 +34,14 @@ class MaskHead(nn.Module):
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(hidden if i else channels, hidden, 3, padding=1), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(hidden, hidden, 2, stride=2), nn.ReLU(), nn.Conv2d(hidden, NUM_CLASSES, 1)]
-        self.layers = nn.Sequential(*layers)
+        layers += [nn.ConvTranspose2d(hidden, hidden, 2, stride=2), nn.ReLU()]
+        last = nn.Conv2d(hidden, NUM_CLASSES, 1)
+        self.layers = nn.Sequential(*layers, last)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.layers[-1].weight, std=0.001)  # every mask starts undecided
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch's stub forgets that bias=True
+        nn.init.normal_(last.weight, std=0.001)  # every mask starts undecided
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (D, F, 14, 14) -> logits (D, C, 28, 28)."""
@@ -48,20 +49,21 @@ class MaskHead(nn.Module):
 
 
 def mask_targets(boxes: Tensor, matched: Tensor, gt_masks: Tensor, size: int = 2 * POOL_SIZE) -> Tensor:
-    """The part of each box's ground-truth mask that lies in the box, rescaled to m x m (§7.3): (D, m, m) float, 0 or 1.
+    """Boxes (D, 4), matched (D,), masks (G, H, W) uint8 -> the objects' masks in the boxes (D, m, m) of 0 or 1 (§7.3).
 
-    boxes (D, 4) in the frame of `gt_masks` (G, H, W) uint8, `matched` (D,) the object of each box. RoIAlign does the
-    cropping and rescaling; a cell is 1 where at least half of its samples' weight is on the object.
+    The boxes are in the frame of the masks, `matched` has the object of each. RoIAlign does the cropping and rescaling;
+    a cell is 1 where at least half of its samples' weight is on the object.
     """
     if len(boxes) == 0:
         return boxes.new_zeros((0, size, size))
     return (roi_align(gt_masks[:, None].float(), boxes, matched, size)[:, 0] >= 0.5).float()
 
 
-def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Pixelwise binary cross entropy on the mask of the true class (§7.3), averaged over the D masks (§7.4).
+def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Named:
+    """Logits (D, C, m, m), labels (D,) from 1 to C, targets (D, m, m) -> the loss of §7.4.
 
-    logits (D, C, m, m), labels (D,) from 1 to C, targets (D, m, m) -> a scalar; zero, and differentiable, for no masks.
+    Pixelwise binary cross entropy on the mask of the true class (§7.3), averaged over the D masks; zero, and
+    differentiable, for no masks.
     """
     logits = class_masks(logits, labels)
     loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
@@ -69,31 +71,27 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tens
 
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mask of each box's own class: (D, C, m, m), labels (D,) from 1 to C -> (D, m, m) (§7.5)."""
+    """Masks (D, C, m, m), labels (D,) from 1 to C -> the mask of each box's own class (D, m, m) (§7.5)."""
     return logits[torch.arange(len(labels), device=labels.device), labels - 1]
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size, threshold: float = THRESHOLD) -> Tensor:
-    """Rescale predicted masks into their boxes in an image of `size` (H, W), bilinearly, and threshold them (§7.5).
+    """Probabilities (D, m, m), boxes (D, 4) -> masks (D, H, W) uint8 in an image of `size` (H, W) (§7.5).
 
-    masks (D, m, m) probabilities, boxes (D, 4) in the image's frame -> (D, H, W) uint8. The value at a pixel's centre
-    is bilinear in the mask, which is a product of one weight for its row and one for its column: pasting is two
-    batched matrix products, rows (D, H, m) x masks x columns (D, m, W), zero outside the boxes by themselves.
+    Predicted masks are rescaled into their boxes bilinearly, and thresholded. The value at a pixel's centre is bilinear
+    in the mask, which is a product of one weight for its row and one for its column: pasting is two batched matrix
+    products, rows (D, H, m) x masks x columns (D, m, W), zero outside the boxes by themselves.
     """
-    height, width = size
-    chunk = max(1, _PASTE_CHUNK // (height * width))
-    pasted = [
-        _interpolation(b[:, 1], b[:, 3], height, m.shape[1])
-        @ m
-        @ _interpolation(b[:, 0], b[:, 2], width, m.shape[2]).mT
-        >= threshold
-        for m, b in zip(masks.float().split(chunk), boxes.float().split(chunk), strict=True)
-    ]
-    return torch.cat(pasted).to(torch.uint8) if pasted else masks.new_zeros((0, height, width), dtype=torch.uint8)
+    pasted = [masks.new_zeros((0, *size), dtype=torch.bool)]
+    chunk = max(1, _PASTE_CHUNK // (size[0] * size[1]))
+    for part, (x1, y1, x2, y2) in zip(masks.float().split(chunk), boxes.float().mT.split(chunk, dim=1), strict=True):
+        rows, columns = _interpolation(y1, y2, size[0], part.shape[1]), _interpolation(x1, x2, size[1], part.shape[2])
+        pasted.append(rows @ part @ columns.mT >= threshold)
+    return torch.cat(pasted).to(torch.uint8)
 
 
 def _interpolation(start: Tensor, end: Tensor, length: int, m: int) -> Tensor:
-    """Bilinear weights (D, length, m) of the m mask cells of intervals (D,) at the centres of `length` pixels."""
+    """Intervals (D,) of m mask cells -> the cells' bilinear weights (D, length, m) at the centres of pixels."""
     centres = torch.arange(length, device=start.device) + 0.5
     position = (centres - start[:, None]) / (end - start).clamp(min=1e-6)[:, None] * m - 0.5  # in cells of the mask
     return (1 - (position[..., None] - torch.arange(m, device=start.device)).abs()).clamp(min=0)

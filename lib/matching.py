@@ -1,6 +1,6 @@
 """From overlaps to labels, and from labels to a balanced minibatch.
 
-A  anchors or proposals    G  objects    M  samples in a minibatch
+B  images    A  anchors or proposals of an image    G  objects    M  sampled anchors or proposals
 iou (A, G) in [0, 1]; labels (A,) integers; matched (A,) int64 indices into the G objects
 """
 
@@ -13,7 +13,7 @@ POSITIVE = 1
 
 
 def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tuple[Tensor, Tensor]:
-    """The labels of §4.2, POSITIVE, NEGATIVE or IGNORED, and the object of each anchor's highest IoU.
+    """IoU (A, G) -> labels (A,): POSITIVE, NEGATIVE or IGNORED; and the object (A,) of each highest IoU (§4.2).
 
     Positive: IoU above `positive_iou` with any object, or an object's highest IoU (ties included, and only where it is
     above 0). Negative: not positive and IoU below `negative_iou` with every object.
@@ -27,11 +27,10 @@ def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tupl
     ([1, 1, -1], [0, 1, 0])
     """
     if iou.shape[1] == 0:
-        none = torch.zeros(len(iou), dtype=torch.long, device=iou.device)
-        return torch.full_like(none, NEGATIVE), none
+        iou = iou.new_zeros(len(iou), 1)  # an object that none overlaps
     best, matched = iou.max(dim=1)  # (A,)
-    highest = iou.max(dim=0).values if len(iou) else iou.new_zeros(iou.shape[1])  # (G,)
-    is_highest = ((iou == highest) & (highest > 0)).any(dim=1)
+    highest = iou.max(dim=0).values if len(iou) else 0  # (G,)
+    is_highest = ((iou == highest) & (iou > 0)).any(dim=1)
     labels = torch.full_like(matched, IGNORED)
     labels[best < negative_iou] = NEGATIVE
     labels[(best > positive_iou) | is_highest] = POSITIVE
@@ -39,26 +38,25 @@ def match_anchors(iou: Tensor, positive_iou: float, negative_iou: float) -> tupl
 
 
 def match_proposals(iou: Tensor, classes: Tensor, positive_iou: float) -> tuple[Tensor, Tensor]:
-    """The classes of §6.1: that of the object with the highest IoU if this is above `positive_iou`, else background, 0.
+    """IoU (A, G), classes (G,) -> labels (A,), and the object (A,) of each one's highest IoU (§6.1).
 
-    `classes` (G,) int64 are the objects' labels. Returns labels (A,) and matched (A,), valid where the label is not 0.
+    A label is the class of that object if the IoU is above `positive_iou`, else background, 0.
 
     >>> match_proposals(torch.tensor([[0.5, 0.6], [0.4, 0.0]]), torch.tensor([2, 3]), positive_iou=0.4)[0].tolist()
     [3, 0]
     """
     if iou.shape[1] == 0:
-        none = torch.zeros(len(iou), dtype=torch.long, device=iou.device)
-        return none, none
+        iou, classes = iou.new_zeros(len(iou), 1), classes.new_zeros(1)
     best, matched = iou.max(dim=1)
     return torch.where(best > positive_iou, classes[matched], 0), matched
 
 
 def sample(labels: Tensor, size: int, positive_fraction: float, groups: Tensor | None = None) -> Tensor:
-    """Indices (at most `size`,) of a random minibatch: positives first, filled up with negatives (§4.4, §6.3).
+    """Labels (B A,) of a whole batch of images -> indices (M,) of a random minibatch, positives first (§4.4, §6.3).
 
-    `labels` (B A,) of a whole batch of images: above 0 positive, 0 negative, IGNORED never drawn. As many positives as
-    there are, up to `positive_fraction` of the size; negatives make up the rest. With `groups` (A,) int64, say the
-    pyramid level of each of an image's anchors, every group gives as many negatives as every other, as far as it can.
+    Labels above 0 are positive, 0 negative, IGNORED never drawn. As many positives as there are, up to
+    `positive_fraction` of the `size`; negatives make up the rest. With `groups` (A,) int64, say the pyramid level of
+    each of an image's anchors, every group gives as many negatives as every other, as far as it can.
     """
     positive, negative = (labels > NEGATIVE).nonzero().flatten(), (labels == NEGATIVE).nonzero().flatten()
     positive = _choose(positive, round(size * positive_fraction))

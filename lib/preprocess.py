@@ -1,6 +1,6 @@
 """Images and targets -> the network's input frame (§2): rescale, normalise, pad; on the images' own device.
 
-B  images    G  objects of an image    H x W  the frame of the images as given    Hp x Wp  the network's input
+B  images    G  objects of an image    H x W  images as given    Hp x Wp  the network's input
 boxes are xyxy in pixels, pixel i covering [i, i + 1); content (height, width) is the image inside the padding
 """
 
@@ -31,7 +31,7 @@ class ImageConfig(Numbers):
 
 
 def content_size(height: int, width: int, config: ImageConfig) -> Size:
-    """(height, width) of an image that is rescaled, aspect ratio kept, to fit the config's: 300 x 400 -> 800 x 1066."""
+    """Size of an image -> its size rescaled to fit the config's, aspect ratio kept: 300 x 400 -> 800 x 1066."""
     if (height, width) == FRAME:
         return config.height, config.width
     scale = min(config.height / height, config.width / width)
@@ -39,21 +39,21 @@ def content_size(height: int, width: int, config: ImageConfig) -> Size:
 
 
 def preprocess_images(images: Tensor, config: ImageConfig) -> Tensor:
-    """uint8 (B, 3, H, W) of one size -> normalised, rescaled and zero padded float (B, 3, Hp, Wp) (§2)."""
-    height, width = content_size(*images.shape[-2:], config)
+    """Images (B, 3, H, W) uint8 of one size -> (B, 3, Hp, Wp) float, rescaled, normalised and zero padded (§2)."""
+    height, width = content_size(images.shape[-2], images.shape[-1], config)
     x = F.interpolate(images.float() / 255, (height, width), mode="bilinear", antialias=True)
     padded_height, padded_width = config.padded_size
     return F.pad(normalised(x), (0, padded_width - width, 0, padded_height - height))
 
 
 def normalised(x: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> each channel less its mean, over its standard deviation; channels last in memory."""
+    """Images (B, 3, H, W) in [0, 1] -> each channel less its mean, over its deviation; channels last in memory."""
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def preprocess_targets(targets: list[dict], size: Size, config: ImageConfig) -> list[dict]:
-    """Boxes and masks of images of `size` (height, width) -> the network's frame, padding included (§2)."""
+    """Targets of images of `size` (H, W) -> boxes and masks in the network's frame, padding included (§2)."""
     height, width = content_size(*size, config)
     scaled = []
     for target in targets:
@@ -65,7 +65,7 @@ def preprocess_targets(targets: list[dict], size: Size, config: ImageConfig) -> 
 
 
 def _resize_masks(masks: Tensor, content: Size, padded: Size) -> Tensor:
-    """(G, H, W) uint8 -> (G, Hp, Wp) uint8: bilinear, 1 where at least half is covered, zero padding."""
+    """Masks (G, H, W) uint8 -> (G, Hp, Wp) uint8: bilinear, 1 where at least half is covered, zero padding."""
     if len(masks) == 0:
         return masks.new_zeros((0, *padded))
     resized = F.interpolate(masks[:, None].float(), content, mode="bilinear", antialias=True)[:, 0] >= 0.5

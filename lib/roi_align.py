@@ -1,7 +1,7 @@
 """RoIAlign (§5.1) and the pyramid level of a box (§5.2).
 
-    R  RoIs    P  pooled size    F  channels    B  images    L  pyramid levels
-    S  sampling points along one side of a cell
+    B  images    F  channels    Sy x Sx  a map's grid    R  RoIs    P  pooled size
+    S  sampling points along a cell's side
     rois (R, 4) xyxy in pixels of the network's input frame; images (R,) int64, the image that each RoI is of
 
 A pooled value is the mean of S x S bilinear samples, and each bilinear sample a weighted sum of four pixels: with a
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.anchors import Maps
+from lib.boxes import area
 from lib.machine.numbers import Numbers, number
 
 SAMPLES = 2  # S: 2 x 2 = 4 regular sampling points a cell
@@ -27,10 +29,8 @@ class RoIAlignConfig(Numbers):
     canonical_size: float = number(224.0, "sqrt(w h) of a box that is pooled from P4", "§5.2", above=0, unit="px")
 
 
-def roi_align(
-    features: Tensor, rois: Tensor, images: Tensor, size: int, scale: float = 1.0, samples: int = SAMPLES
-) -> Tensor:
-    """Pool each RoI from one feature map: features (B, F, H, W), rois (R, 4) -> (R, F, P, P) with P = `size`.
+def roi_align(features: Tensor, rois: Tensor, images: Tensor, size: int, scale=1.0, samples=SAMPLES) -> Tensor:
+    """One feature map (B, F, Sy, Sx), RoIs (R, 4), their images (R,) -> pooled features (R, F, P, P) with P = `size`.
 
     `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
     sampling ratio of `samples`. Differentiable in the features, not in the RoIs. Mask R-CNN (He et al. 2017), section
@@ -45,9 +45,9 @@ def roi_align(
             [1., 2.]])
     """
     channels, height, width = features.shape[1:]
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B H W, F), a view where the channels come last
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B Sy Sx, F), a view where the channels come last
     boxes = rois * scale - 0.5
-    y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, PS, 2)
+    y, y_weight = _bilinear(_sample_points(boxes[:, 1], boxes[:, 3], size, samples), height)  # (R, P S, 2)
     x, x_weight = _bilinear(_sample_points(boxes[:, 0], boxes[:, 2], size, samples), width)
 
     # one bag a cell: the 2S rows by 2S columns of pixels that its samples touch
@@ -60,15 +60,8 @@ def roi_align(
     return pooled.view(-1, size, size, channels).permute(0, 3, 1, 2)
 
 
-def pool(
-    features: Sequence[Tensor],
-    scales: Sequence[float],
-    rois: Tensor,
-    images: Tensor,
-    levels: Tensor,
-    size: int,
-) -> Tensor:
-    """RoIAlign of each RoI on its own level of a pyramid: L maps (B, F, Hl, Wl) -> (R, F, P, P).
+def pool(features: Maps, scales: Sequence[float], rois: Tensor, images: Tensor, levels: Tensor, size: int) -> Tensor:
+    """Maps of a pyramid, each (B, F, Sy, Sx), RoIs (R, 4) -> RoIAlign of each on its own level, (R, F, P, P).
 
     `levels` (R,) int64 indexes `features` and `scales`.
     """
@@ -79,18 +72,18 @@ def pool(
 
 
 def rows_by_level(levels: Tensor, count: int) -> tuple[Tensor, ...]:
-    """The rows of each of `count` levels, in order: levels (R,) int64. A GPU is waited for once, not once a level."""
+    """Levels (R,) int64 -> the rows of each of `count` levels, in order. A GPU is waited for once, not once a level."""
     return levels.argsort(stable=True).split(levels.bincount(minlength=count).tolist())
 
 
 def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tensor:
-    """Regular sampling coordinates along one axis: (R,) intervals cut into P cells of S points -> (R, P S)."""
+    """Intervals (R,) along one axis, each cut into P cells of S points -> regular coordinates (R, P S)."""
     steps = (torch.arange(size * samples, device=start.device) + 0.5) / (size * samples)
     return start[:, None] + (end - start)[:, None] * steps
 
 
 def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels around each point, as indices (R, P S, 2), and their weights: points (R, P S) in pixels.
+    """Points (R, P S) in pixels -> the indices (R, P S, 2) of the two pixels around each, and their weights.
 
     Within one pixel of the border the value continues constantly; further out it is zero.
     """
@@ -104,11 +97,10 @@ def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def pyramid_level(boxes: Tensor, canonical_size: float = 224.0, levels: range = range(2, 6)) -> Tensor:
-    """k = floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2): boxes (R, 4) -> k (R,) int64.
+    """Boxes (R, 4) -> k (R,) int64, floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2).
 
     >>> pyramid_level(torch.tensor([[0.0, 0, 224, 224], [0, 0, 223, 224], [0, 0, 9, 9]])).tolist()
     [4, 3, 2]
     """
-    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
-    ratio = size / canonical_size + 1e-6  # so that 224 itself is level 4 in float32 too
+    ratio = area(boxes).clamp(min=0).sqrt() / canonical_size + 1e-6  # so that 224 itself is level 4 in float32 too
     return torch.floor(CANONICAL_LEVEL + torch.log2(ratio)).clamp(levels.start, levels.stop - 1).long()

@@ -1,7 +1,7 @@
 """The region proposal network: head, targets, loss and proposals (§4.2 - §4.6).
 
-    B  images    F  channels    a  anchors a cell    A  anchors of the pyramid    M  sampled anchors    G  objects
-    K, N  proposals before and after NMS
+    B  images    F  channels    Sy x Sx  a level's grid    a  anchors a cell    A  anchors of the pyramid
+    M  sampled anchors    G  objects    K, N  proposals before and after NMS
     boxes are xyxy in pixels of the network's input frame; logits are scores before the sigmoid; deltas are t of §4.3
 
 Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
@@ -11,6 +11,7 @@ together and applies them, stored, everywhere; RPNs that learn statistics of sam
 those of whole maps (`benchmarks.batchnorm`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from lib.anchors import anchor_levels
-from lib.boxes import MIN_SIZE, Size, clip, decode, encode, inside, iou_matrix
+from lib.anchors import Maps, anchor_levels
+from lib.boxes import MIN_SIZE, Named, Size, clip, decode, encode, inside, iou_matrix
 from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
 from lib.roi_align import rows_by_level
@@ -60,9 +61,9 @@ class RPNHead(nn.Module):
         self.regressor = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
         for layer in (self.objectness, self.regressor):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch's stub forgets that bias=True
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Maps) -> tuple[Tensor, Tensor]:
         """Maps (B, F, Sy, Sx) of all levels -> logits (B, A), deltas (B, A, 4), in the order of the anchors."""
         outputs = [self._predict(self.conv(f)) for f in features]
         logits = torch.cat([logits.flatten(1) for logits, _ in outputs], dim=1)
@@ -70,9 +71,9 @@ class RPNHead(nn.Module):
         return logits, deltas
 
     def at_patches(self, patches: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
-        """The same prediction for M anchors alone: logits (M,), deltas (M, 4).
+        """Patches (M, F, 3, 3), ratios (M,) -> logits (M,), deltas (M, 4): the same prediction for M anchors alone.
 
-        `patches` (M, F, 3, 3) are the cells around them, `ratios` (M,) which of its cell's a anchors each one is.
+        `patches` are the cells around them, `ratios` which of its cell's a anchors each one is.
         """
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # at one position the convolution is a linear map
         hidden = F.linear(patches.permute(0, 2, 3, 1).flatten(1), weight, self.conv.bias)[..., None, None]
@@ -81,15 +82,15 @@ class RPNHead(nn.Module):
         return logits.flatten(1)[rows, ratios], deltas.reshape(len(ratios), logits.shape[-1], 4)[rows, ratios]
 
     def _predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, Sy, Sx) -> logits (B, Sy, Sx, a), deltas (B, Sy, Sx, 4 a)."""
+        """The convolution's output (B, F, Sy, Sx) -> logits (B, Sy, Sx, a), deltas (B, Sy, Sx, 4 a)."""
         hidden = F.relu_(self.norm(hidden))
         return self.objectness(hidden).permute(0, 2, 3, 1), self.regressor(hidden).permute(0, 2, 3, 1)
 
 
-def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, anchors_per_cell: int) -> Tensor:
-    """The 3 x 3 cells around each anchor's cell, zero outside the map: M (image, anchor) pairs -> (M, F, 3, 3).
+def gather_patches(features: Maps, images: Tensor, anchors: Tensor, anchors_per_cell: int) -> Tensor:
+    """Maps (B, F, Sy, Sx), M pairs of image and anchor -> the 3 x 3 cells around each anchor's (M, F, 3, 3).
 
-    `features` are the pyramid's maps (B, F, Sy, Sx), `anchors` (M,) int64 indices in the order of the pyramid.
+    `anchors` (M,) are int64 indices in the order of the pyramid. Outside the map there are zeros.
     """
     cells = torch.tensor([f.shape[2] * f.shape[3] for f in features])
     ends = cells.cumsum(0).to(anchors.device)
@@ -102,7 +103,7 @@ def gather_patches(features: Sequence[Tensor], images: Tensor, anchors: Tensor, 
 
 
 def _patches(features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
-    """The 3 x 3 cells around N (image, cell) pairs of one map (B, F, Sy, Sx), row by row, zero outside: (N, 9, F)."""
+    """One map (B, F, Sy, Sx), image and cell of each anchor -> the 3 x 3 cells around it, zero outside, (., 9, F)."""
     channels, height, width = features.shape[1:]
     offset = torch.arange(9, device=cells.device)
     y = (cells // width)[:, None] + offset // 3 - 1
@@ -114,10 +115,9 @@ def _patches(features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
 
 
 def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: Size, config: RPNConfig) -> tuple[Tensor, Tensor]:
-    """The labels (A,) of one image's anchors (A, 4), given its objects' boxes (G, 4), and `matched` (A,) (§4.2).
+    """Anchors (A, 4), an image's boxes (G, 4) -> labels (A,), and the object (A,) of each anchor's highest IoU (§4.2).
 
-    `matched` is the object of an anchor's highest IoU. As printed, anchors that cross the boundary of the `content`
-    (height, width) are IGNORED and no object's best.
+    As printed, anchors that cross the boundary of the `content` (height, width) are IGNORED and no object's best.
     """
     iou = iou_matrix(anchors, gt_boxes)  # (A, G)
     if config.cross_boundary == "clip":
@@ -128,23 +128,22 @@ def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: Size, config: RPNCon
 
 
 def sample_anchors(labels: Tensor, grids: Sequence[Size], config: RPNConfig) -> Tensor:
-    """A minibatch of anchors over all images (§4.4): labels (B, A) -> indices (M,) into the B A anchors.
+    """Labels (B, A) -> indices (M,) into the B A anchors: a minibatch over all images (§4.4).
 
     `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three
     quarters of the anchors: hence `negatives`.
     """
     levels = None
     if config.negatives == "balanced":
-        per_cell = labels.shape[1] // sum(rows * columns for rows, columns in grids)
-        levels = anchor_levels(tuple(grids), per_cell, labels.device)
+        levels = anchor_levels(tuple(grids), labels.shape[1] // sum(map(math.prod, grids)), labels.device)
     return sample(labels.flatten(), config.batch_samples, POSITIVE_FRACTION, levels)
 
 
 @torch.no_grad()
 def draw_anchors(
     grids: Sequence[Size], anchors: Tensor, targets: list[dict], content: Size, config: RPNConfig
-) -> dict[str, Tensor]:
-    """The M anchors that the RPN learns from in this batch, of the pyramid with these grids and anchors (A, 4).
+) -> Named:
+    """The pyramid's grids and anchors (A, 4) -> the M anchors that the RPN learns from in this batch.
 
     `images` (M,) and `anchors` (M,) are their indices, `labels` (M,) is POSITIVE or NEGATIVE, and `deltas` (M, 4), zero
     for negatives, leads from a positive anchor to its object.
@@ -162,23 +161,21 @@ def draw_anchors(
     return {"images": images, "anchors": index, "labels": labels, "deltas": deltas}
 
 
-def sample_rpn(
-    features: Sequence[Tensor], anchors: Tensor, targets: list[dict], content: Size, config: RPNConfig
-) -> dict[str, Tensor]:
-    """What the RPN learns from in this batch: `draw_anchors`, with their neighbourhoods `patches` (M, F, 3, 3) and
-    `ratios` (M,), which of its cell's anchors each one is.
+def sample_rpn(features: Maps, anchors: Tensor, targets: list[dict], content: Size, config: RPNConfig) -> Named:
+    """Maps (B, F, Sy, Sx), anchors (A, 4) -> what the RPN learns from in this batch.
+
+    Those are the M anchors of `draw_anchors`, with their neighbourhoods `patches` (M, F, 3, 3) and `ratios` (M,), which
+    of its cell's anchors each one is.
     """
     grids = [(f.shape[2], f.shape[3]) for f in features]
-    per_cell = len(anchors) // sum(rows * columns for rows, columns in grids)
+    per_cell = len(anchors) // sum(map(math.prod, grids))
     drawn = draw_anchors(grids, anchors, targets, content, config)
     patches = gather_patches(features, drawn["images"], drawn["anchors"], per_cell)
     return {"patches": patches, "ratios": drawn["anchors"] % per_cell, **drawn}
 
 
-def rpn_loss(
-    logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0
-) -> dict[str, Tensor]:
-    """Both losses of §4.4, each a sum over the M sampled anchors divided by M (§4.5): logits (M,), deltas (M, 4).
+def rpn_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0) -> Named:
+    """Logits (M,), deltas (M, 4) -> both losses of §4.4, each a sum over the sampled anchors divided by M (§4.5).
 
     Two anchors, a positive one that is sure of itself and half a unit off in tx, and an undecided negative one. Smooth
     L1 of 0.5 is 0.5 * 0.5^2 = 0.125, over M = 2:
@@ -197,8 +194,8 @@ def rpn_loss(
 @torch.no_grad()
 def propose(
     logits: Tensor, deltas: Tensor, anchors: Tensor, content: Size, config: RPNConfig, training: bool
-) -> list[dict[str, Tensor]]:
-    """Post-processing of §4.6: logits (B, A), deltas (B, A, 4) -> for each image `boxes` (N, 4) and `scores` (N,).
+) -> list[Named]:
+    """Logits (B, A), deltas (B, A, 4) -> `boxes` (N, 4) and `scores` (N,) of each image: post-processing of §4.6.
 
     Boxes that cross the boundary of the `content` (height, width) are clipped; while training, where the config says
     so, they are removed. Then the top K, NMS, the top N, best first. Where they are clipped, only K are decoded.

@@ -55,16 +55,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # Everything that belongs to the system is imported from `lib/`. `show` prints a piece's source, so that the code you read is the code
@@ -85,12 +88,18 @@ import torch.nn.functional as F
 from IPython.display import Markdown, display
 from torch.testing import assert_close
 
-from lib import data, draw, report, safe_npy
-from lib import synthetic_layout as layout
+from lib import preprocess
 from lib.anchors import LEVELS, pyramid_grids
-from lib.boxes import area, flip_boxes
-from lib.config import CLASS_NAMES
-from lib.data import FILES, IMAGE_HEIGHT, IMAGE_WIDTH, CourseDataset, collate
+from lib.boxes import area
+from lib.boxhead import CLASS_NAMES
+from lib.data import safe_npy
+from lib.data import scene_layout as layout
+from lib.data.batches import collate, flip_boxes, flip_horizontally, prepare
+from lib.data.reader import FILES, CourseDataset
+from lib.data.split import load_split
+from lib.notebook import draw, report
+from lib.preprocess import IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH, SIZE_DIVISOR
+from lib.rpn import POSITIVE_IOU
 
 
 def show(*pieces):
@@ -108,8 +117,8 @@ def show(*pieces):
 # | $M$ | masks in the data set, one an object | rows of the mask file |
 # | $G$ | objects in one image | `len(target["boxes"])` |
 # | $H \times W$ | the frame of the files | 300 × 400 pixels |
-# | $H' \times W'$ | the *content*: the image after rescaling | `config.image_height`, `config.image_width` |
-# | $H_p \times W_p$ | the content and its zero padding: what the network sees | `config.padded_size` |
+# | $H' \times W'$ | the *content*: the image after rescaling | `config.image.height`, `config.image.width` |
+# | $H_p \times W_p$ | the content and its zero padding: what the network sees | `config.image.padded_size` |
 # | $s_x, s_y$ | scale factors $W'/W$ and $H'/H$ | |
 #
 # A box is $(x_1, y_1, x_2, y_2)$ in pixels. Coordinates are continuous: **pixel $i$ covers the interval $[i, i+1)$**, so $x_2 - x_1$ is
@@ -197,7 +206,7 @@ assert masks_by_counting([[3], [2, 2], [], [1]]) == [[0], [1, 2], [], [3]]
 # when an image is asked for:
 
 # %%
-show(CourseDataset.__getitem__)
+show(CourseDataset.__getitem__, CourseDataset.target)
 
 # %% [markdown]
 # Equal to the naive version? We compare for every image of the set, and the masks themselves for the first twenty.
@@ -308,8 +317,8 @@ print(f"the peak stays below {room:.1f} MB")
 # %%
 rows = []
 for profile in ("course", "demo"):
-    sizes = load_config(profile)
-    (height, width), content = sizes.padded_size, (sizes.image_height, sizes.image_width)
+    sizes = load_config(profile).image
+    (height, width), content = sizes.padded_size, (sizes.height, sizes.width)
     rows.append({"profile": profile, "file": f"{IMAGE_HEIGHT} x {IMAGE_WIDTH}", "content": "{} x {}".format(*content)})
     rows[-1] |= {"padded": f"{height} x {width}", "s_x": f"{content[1] / IMAGE_WIDTH:.4f}"}
     rows[-1] |= {"s_y": f"{content[0] / IMAGE_HEIGHT:.4f}"}
@@ -334,7 +343,7 @@ display(report.markdown(rows))
 # | $(200, 150, 400, 300)$, the last quarter | $(533, 400, 1066, 800)$ |
 
 # %%
-course = load_config("course").replace(image_height=800, image_width=1066)
+course = load_config("course").replace(**{"image.height": 800, "image.width": 1066})
 three = torch.tensor([[0, 0, 400, 300], [100, 75, 200, 150], [200, 150, 400, 300]], dtype=torch.float32)
 predicted = torch.tensor([[0, 0, 1066, 800], [266.5, 200, 533, 400], [533, 400, 1066, 800]])
 
@@ -342,7 +351,7 @@ by_hand = torch.stack(
     [torch.tensor([x1 * 2.665, y1 * 8 / 3, x2 * 2.665, y2 * 8 / 3]) for x1, y1, x2, y2 in three.tolist()]
 )
 assert_close(by_hand, predicted)
-(scaled,) = data.preprocess_targets([{"boxes": three}], (IMAGE_HEIGHT, IMAGE_WIDTH), course)
+(scaled,) = preprocess.preprocess_targets([{"boxes": three}], (IMAGE_HEIGHT, IMAGE_WIDTH), course.image)
 assert_close(scaled["boxes"], predicted)
 
 
@@ -411,7 +420,7 @@ for ax, mask, factor in zip(axes, (small[0], large[0]), (1, 2), strict=True):
     ax.tick_params(length=0)
     ax.grid(color="white", linewidth=0.8)
     ax.set_title(f"{mask.shape[0]} x {mask.shape[1]} pixels")
-runtime.save_figure(fig, "01_half_pixel")
+save_figure(fig, "01_half_pixel")
 plt.show()
 
 
@@ -422,14 +431,14 @@ plt.show()
 # averages all pixels that fall into an output pixel instead of looking at two of them.
 
 # %%
-def preprocess_by_hand(image, config):
+def preprocess_by_hand(image, sizes):
     """uint8 (3, 300, 400) -> float (3, Hp, Wp)."""
     x = image / 255
-    x = F.interpolate(x[None], (config.image_height, config.image_width), mode="bilinear", antialias=True)[0]
-    for channel, (mean, std) in enumerate(zip(config.image_mean, config.image_std, strict=True)):
+    x = F.interpolate(x[None], (sizes.height, sizes.width), mode="bilinear", antialias=True)[0]
+    for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
         x[channel] = (x[channel] - mean) / std
-    padded = torch.zeros(3, *config.padded_size)
-    padded[:, : config.image_height, : config.image_width] = x
+    padded = torch.zeros(3, *sizes.padded_size)
+    padded[:, : sizes.height, : sizes.width] = x
     return padded
 
 
@@ -438,18 +447,18 @@ def preprocess_by_hand(image, config):
 # bytes, and nothing to compute for the two CPU cores of a Colab machine.
 
 # %%
-show(data.preprocess_images)
+show(preprocess.preprocess_images, preprocess.normalised)
 
 # %% [markdown]
 # Equal, in both profiles. *Predict* for the normalised values: black becomes $(0 - 0.485)/0.229 = -2.118$ in the red channel, and white
 # $(1 - 0.406)/0.225 = 2.640$ in the blue one.
 
 # %%
-for profile in (config, course):
-    assert_close(data.preprocess_images(picture[None], profile)[0], preprocess_by_hand(picture, profile))
+for sizes in (config.image, course.image):
+    assert_close(preprocess.preprocess_images(picture[None], sizes)[0], preprocess_by_hand(picture, sizes))
 black_and_white = torch.zeros(2, 3, IMAGE_HEIGHT, IMAGE_WIDTH, dtype=torch.uint8)
 black_and_white[1] = 255
-values = data.preprocess_images(black_and_white, config)[:, :, 0, 0]
+values = preprocess.preprocess_images(black_and_white, config.image)[:, :, 0, 0]
 assert_close(values[0, 0], torch.tensor(-2.1179), atol=1e-4, rtol=0)
 assert_close(values[1, 2], torch.tensor(2.6400), atol=1e-4, rtol=0)
 
@@ -460,13 +469,13 @@ assert_close(values[1, 2], torch.tensor(2.6400), atol=1e-4, rtol=0)
 # below leaves every coordinate as it is. Zero *after* normalising means the mean colour, a grey; it is not black.
 
 # %%
-x = data.preprocess_images(picture[None], course)[0]
-rescaled = F.interpolate(picture[None] / 255, (course.image_height, course.image_width), mode="bilinear")[0]
+x = preprocess.preprocess_images(picture[None], course.image)[0]
+rescaled = F.interpolate(picture[None] / 255, (course.image.height, course.image.width), mode="bilinear")[0]
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained", width_ratios=(1066, 1066, 1088))
 draw.image(axes[0], picture).set_title(f"file: {IMAGE_HEIGHT} x {IMAGE_WIDTH}, 0 … 255")
 draw.image(axes[1], rescaled).set_title(f"rescaled: {rescaled.shape[1]} x {rescaled.shape[2]}, 0 … 1")
 axes[2].imshow(x.mean(0), cmap="gray", extent=(0, x.shape[2], x.shape[1], 0))
-axes[2].axvline(course.image_width, color=draw.COLOURS["truth"], linewidth=1)
+axes[2].axvline(course.image.width, color=draw.COLOURS["truth"], linewidth=1)
 axes[2].set(
     xticks=[], yticks=[], title=f"normalised, padded: {x.shape[1]} x {x.shape[2]}, {x.min():.1f} … {x.max():.1f}"
 )
@@ -482,7 +491,7 @@ plt.show()
 # Masks are rescaled like images. The result is no longer 0 or 1, so a pixel of the new mask is set where at least half of it is covered.
 
 # %%
-show(data.preprocess_targets, data._resize_masks)
+show(preprocess.preprocess_targets, preprocess._resize_masks)
 
 # %% [markdown]
 # ## Six data points in the network's frame
@@ -493,7 +502,7 @@ show(data.preprocess_targets, data._resize_masks)
 # %%
 shown = [i for i, labels in enumerate(dataset.labels) if len(labels)][:6]
 images, targets = collate([dataset[i] for i in shown])
-x, targets, content = data.prepare(images, targets, config)
+x, targets, content = prepare(images, targets, config.image)
 print(f"batch {tuple(images.shape)} {images.dtype} -> {tuple(x.shape)} {x.dtype}, content {content}")
 
 # %% [markdown]
@@ -502,10 +511,10 @@ print(f"batch {tuple(images.shape)} {images.dtype} -> {tuple(x.shape)} {x.dtype}
 # %%
 fig, axes = plt.subplots(2, 3, figsize=(11, 7.5 * x.shape[2] / x.shape[3]), layout="constrained")
 for ax, image, target in zip(axes.flat, x, targets, strict=False):
-    draw.image(ax, draw.denormalise(image, config.image_mean, config.image_std))
+    draw.image(ax, draw.denormalise(image, IMAGE_MEAN, IMAGE_STD))
     draw.masks(ax, target["masks"], target["labels"])
     draw.boxes(ax, target["boxes"], target["labels"], [CLASS_NAMES[label] for label in target["labels"]])
-runtime.save_figure(fig, "01_datapoints")
+save_figure(fig, "01_datapoints")
 plt.show()
 
 # %% [markdown]
@@ -550,14 +559,14 @@ assert_close(flip_boxes(flip_boxes(three, IMAGE_WIDTH), IMAGE_WIDTH), three)
 # `lib` flips a batch before rescaling, each image by its own coin:
 
 # %%
-show(data.flip_horizontally)
+show(flip_horizontally)
 
 # %% [markdown]
 # One image, as it is and mirrored:
 
 # %%
 batch, both = collate([dataset[index]] * 2)
-flipped, both = data.flip_horizontally(batch, both, torch.tensor([False, True]))
+flipped, both = flip_horizontally(batch, both, torch.tensor([False, True]))
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for ax, image, target, title in zip(axes, flipped, both, ("as it is", "mirrored"), strict=True):
     draw.masks(draw.image(ax, image), target["masks"], target["labels"])
@@ -579,7 +588,7 @@ for mask in dataset[index][1]["masks"]:
 # session sees the same one. Weights are learnt on *train*, choices made on *val*, and the last notebook's scores come from *test*.
 
 # %%
-split = data.load_split(DATA, len(dataset), config)
+split = load_split(DATA, len(dataset), config.data)
 rows = []
 for name, indices in split.items():
     labels = [label for i in indices for label in dataset.labels[i]]
@@ -593,7 +602,7 @@ display(report.markdown(rows))
 # %%
 everything = [i for indices in split.values() for i in indices]
 assert sorted(everything) == list(range(len(dataset)))
-assert data.load_split(DATA, len(dataset), config) == split
+assert load_split(DATA, len(dataset), config.data) == split
 
 # %% [markdown]
 # ## Statistics: what is in the pictures?
@@ -698,7 +707,7 @@ for ax, values, course_values, ticks in (
     ax.set_xticks(ticks, labels=ticks)
     ax.set_xticks([], minor=True)
     ax.set(yticks=(1, 2, 3), yticklabels=CLASS_NAMES[1:], ylim=(3.5, 0.5))
-runtime.save_figure(fig, "01_statistics")
+save_figure(fig, "01_statistics")
 plt.show()
 
 # %% [markdown]
@@ -715,12 +724,12 @@ plt.show()
 
 # %%
 profiles = {"demo": load_config("demo"), "course": course} | {config.profile: config}
-s_x, s_y = config.image_width / IMAGE_WIDTH, config.image_height / IMAGE_HEIGHT
+s_x, s_y = config.image.width / IMAGE_WIDTH, config.image.height / IMAGE_HEIGHT
 
 
-def object_scales(config):
-    """The scale of every object in this profile's frame."""
-    return (width * config.image_width / IMAGE_WIDTH * height * config.image_height / IMAGE_HEIGHT).sqrt()
+def object_scales(sizes):
+    """The scale of every object in the frame of these sizes."""
+    return (width * sizes.width / IMAGE_WIDTH * height * sizes.height / IMAGE_HEIGHT).sqrt()
 
 
 # %% [markdown]
@@ -728,24 +737,25 @@ def object_scales(config):
 
 # %%
 fig, axes = plt.subplots(1, len(profiles), figsize=(11, 3.8), layout="constrained", sharey=True)
-for ax, (name, sizes) in zip(axes, profiles.items(), strict=True):
+for ax, (name, profile) in zip(axes, profiles.items(), strict=True):
+    sizes, anchor_scales = profile.image, profile.anchors.scales
     scale = object_scales(sizes)
-    bins = np.geomspace(0.8 * min(*sizes.anchor_scales, scale.min()), 1.1 * sizes.image_width, 32)
+    bins = np.geomspace(0.8 * min(*anchor_scales, scale.min()), 1.1 * sizes.width, 32)
     ax.hist(
         [scale[labels == n] for n in (1, 2, 3)], bins, stacked=True, color=draw.CLASS_COLOURS[1:], label=CLASS_NAMES[1:]
     )
-    for level, anchor_scale in zip(LEVELS, sizes.anchor_scales, strict=True):
+    for level, anchor_scale in zip(LEVELS, anchor_scales, strict=True):
         ax.axvline(anchor_scale, color="black", linewidth=1)
         ax.annotate(level, (anchor_scale, 1.01), xycoords=("data", "axes fraction"), ha="center", annotation_clip=False)
     ax.set(
         xscale="log",
-        xlabel=f"scale of the object in pixels, {name} profile ({sizes.image_height} x {sizes.image_width})",
+        xlabel=f"scale of the object in pixels, {name} profile ({sizes.height} x {sizes.width})",
     )
-    ax.set_xticks(sizes.anchor_scales, labels=[f"{v:.0f}" for v in sizes.anchor_scales])
+    ax.set_xticks(anchor_scales, labels=[f"{v:.0f}" for v in anchor_scales])
     ax.set_xticks([], minor=True)
 axes[0].set_ylabel("objects")
 axes[0].legend(loc="upper left", framealpha=1)
-runtime.save_figure(fig, "01_scales")
+save_figure(fig, "01_scales")
 plt.show()
 
 # %% [markdown]
@@ -756,10 +766,10 @@ plt.show()
 
 # %%
 rows = []
-for name, sizes in profiles.items():
-    distance = (object_scales(sizes).log()[:, None] - torch.tensor(sizes.anchor_scales).log()).abs()
+for name, profile in profiles.items():
+    distance = (object_scales(profile.image).log()[:, None] - torch.tensor(profile.anchors.scales).log()).abs()
     nearest = distance.argmin(1).bincount(minlength=len(LEVELS)) / len(labels)
-    cells = torch.tensor([sy * sx for sy, sx in pyramid_grids(sizes.padded_size)])
+    cells = torch.tensor([sy * sx for sy, sx in pyramid_grids(profile.image.padded_size)])
     for what, values in (("objects", nearest), ("anchors", cells / cells.sum())):
         rows.append({"profile": name, "share of": what} | dict(zip(LEVELS, values.tolist(), strict=True)))
         assert abs(values.sum() - 1) < 1e-5
@@ -792,12 +802,12 @@ assert shape_overlap(four, four / 2, four, four) == 0.5
 # centred.
 
 # %%
-anchor_scale, ratio = torch.cartesian_prod(torch.tensor(config.anchor_scales), torch.tensor(config.anchor_ratios)).T
+anchor_scale, ratio = torch.cartesian_prod(torch.tensor(config.anchors.scales), torch.tensor(config.anchors.ratios)).T
 best = shape_overlap(
     (width * s_x)[:, None], (height * s_y)[:, None], anchor_scale * ratio.sqrt(), anchor_scale / ratio.sqrt()
 ).amax(dim=1)
-above = best > config.rpn_positive_iou
-print(f"best shape above IoU {config.rpn_positive_iou}: {above.float().mean():.0%} of the objects")
+above = best > POSITIVE_IOU
+print(f"best shape above IoU {POSITIVE_IOU}: {above.float().mean():.0%} of the objects")
 for n in (1, 2, 3):
     print(f"   {CLASS_NAMES[n]:8} {above[labels == n].float().mean():.0%}")
 
@@ -836,20 +846,20 @@ print(f"{at_border.float().mean():.0%} of the boxes come within {margin} pixels 
 # network's frame and back, and compare with the original. A model that copied the rescaled masks perfectly would score this IoU.
 
 # %%
-def round_trip(masks, config):
+def round_trip(masks, sizes):
     """Masks (G, 300, 400) to the network's frame and back: the IoU of each with itself."""
-    (there,) = data.preprocess_targets(
-        [{"boxes": torch.zeros(0, 4), "masks": masks}], (IMAGE_HEIGHT, IMAGE_WIDTH), config
+    (there,) = preprocess.preprocess_targets(
+        [{"boxes": torch.zeros(0, 4), "masks": masks}], (IMAGE_HEIGHT, IMAGE_WIDTH), sizes
     )
-    inner = there["masks"][:, None, : config.image_height, : config.image_width].float()
+    inner = there["masks"][:, None, : sizes.height, : sizes.width].float()
     back = F.interpolate(inner, (IMAGE_HEIGHT, IMAGE_WIDTH), mode="bilinear", antialias=True)[:, 0] >= 0.5
     return (back & (masks > 0)).sum((1, 2)) / (back | (masks > 0)).sum((1, 2)).clamp(min=1)
 
 
 some = [dataset[i][1]["masks"] for i in range(min(60, len(dataset)))]
 pixels = torch.cat([m.sum((1, 2)) for m in some])
-kept = torch.cat([round_trip(m, config) for m in some if len(m)])
-enlarged = torch.cat([round_trip(m, course) for m in some[:10] if len(m)])
+kept = torch.cat([round_trip(m, config.image) for m in some if len(m)])
+enlarged = torch.cat([round_trip(m, course.image) for m in some[:10] if len(m)])
 print(f"{config.profile} profile: median IoU {kept.median():.3f}, lowest {kept.min():.3f}")
 print(f"at 800 x 1066: median IoU {enlarged.median():.3f}, lowest {enlarged.min():.3f}")
 
@@ -879,13 +889,14 @@ plt.show()
 # Once more, in one place, what the rest of the course relies on.
 
 # %%
-assert x.shape[-2:] == config.padded_size and all(n % config.size_divisor == 0 for n in config.padded_size)
-assert course.padded_size == (800, 1088), "§2"
+padded_size = config.image.padded_size
+assert x.shape[-2:] == padded_size and all(n % SIZE_DIVISOR == 0 for n in padded_size)
+assert course.image.padded_size == (800, 1088), "§2"
 for image, target in zip(x, targets, strict=True):
     assert (image[:, content[0] :] == 0).all() and (image[:, :, content[1] :] == 0).all(), (
         "zero padding, right and below"
     )
-    assert target["masks"].shape == (len(target["labels"]), *config.padded_size) and target["masks"].max() <= 1
+    assert target["masks"].shape == (len(target["labels"]), *padded_size) and target["masks"].max() <= 1
     assert (target["boxes"] >= 0).all() and (target["boxes"][:, 2] <= content[1] + 1e-3).all()
 assert len(mask_file) == len(labels) == len(all_boxes)
 print("all checks passed")
@@ -934,5 +945,5 @@ for ax, i in zip(axes.flat, np.linspace(0, len(dataset) - 1, axes.size).astype(i
     draw.image(ax, picture)
     draw.masks(ax, target["masks"], target["labels"])
     draw.boxes(ax, target["boxes"], target["labels"], linewidth=1)
-runtime.save_figure(fig, "01_montage")
+save_figure(fig, "01_montage")
 plt.show()

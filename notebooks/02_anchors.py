@@ -57,16 +57,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # Everything that belongs to the system is imported from `lib/`. `show` prints a piece's source, so that the code you read is the code
@@ -82,12 +85,15 @@ import torch
 from IPython.display import Markdown, display
 from torch.testing import assert_close
 
-from lib import boxes, browser, draw, matching, report, rpn
-from lib.anchors import LEVELS, STRIDES, level_anchors, pyramid_anchors, pyramid_grids
-from lib.data import CourseDataset, collate, prepare, preprocess_targets
+from lib import boxes, matching, rpn
+from lib.anchors import LEVELS, STRIDES, anchor_levels, level_anchors, pyramid_anchors, pyramid_grids
+from lib.data.batches import collate, prepare
+from lib.data.reader import CourseDataset
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
+from lib.notebook import browser, draw, report
+from lib.preprocess import FRAME, IMAGE_MEAN, IMAGE_STD, preprocess_targets
 
-config = config.replace(cross_boundary="remove")  # §4.2 as printed
+config = config.replace(**{"rpn.cross_boundary": "remove"})  # §4.2 as printed
 
 
 def show(*pieces):
@@ -102,12 +108,13 @@ def show(*pieces):
 # |---|---|---|
 # | $S_y \times S_x$ | cells of a level's grid | `pyramid_grids(...)` |
 # | stride | pixels of the input a cell covers, 4, 8, 16, 32, 64 on P2 … P6 | `STRIDES` |
-# | $s$, $r$ | an anchor's scale $\sqrt{wh}$ and aspect ratio $w/h$ | `config.anchor_scales`, `config.anchor_ratios` |
+# | $s$, $r$ | an anchor's scale $\sqrt{wh}$ and aspect ratio $w/h$ | `config.anchors.scales`, `config.anchors.ratios` |
+# | $a$ | anchors a cell, one for each ratio | 3 |
 # | $A$ | anchors of the whole pyramid | `anchors`, $(A, 4)$ |
 # | $G$ | objects of an image | `gt`, $(G, 4)$ |
 # | $p^*$ | label of an anchor: 1 positive, 0 negative, ignored | `POSITIVE`, `NEGATIVE`, `IGNORED` |
 # | $\mathbf t = (t_x, t_y, t_w, t_h)$ | a box relative to an anchor | `boxes.encode` |
-# | $M$ | anchors in the sampled minibatch | `config.rpn_batch_samples` |
+# | $M$ | anchors in the sampled minibatch | `config.rpn.batch_samples` |
 #
 # Boxes are `xyxy` in pixels of the network's input frame. *Content* is the image inside the zero padding. In the pictures: orange-red is
 # ground truth, light blue positive, yellow negative, grey ignored.
@@ -119,13 +126,13 @@ def show(*pieces):
 # anchors. They know nothing of the image; they are questions: *is there an object about here, about this large, about this shape?*
 
 # %%
-train = CourseDataset(DATA, "train", config, with_masks=False)
+train = CourseDataset(DATA, "train", config.data, with_masks=False)
 busy = [i for i in range(len(train)) if len(train[i][1]["boxes"])]
 images, targets = collate([train[i] for i in busy[:6]])
-x, targets, content = prepare(images, targets, config)  # the network's frame (§2)
-scenes = [draw.denormalise(image, config.image_mean, config.image_std)[:, : content[0], : content[1]] for image in x]
-grids = pyramid_grids(config.padded_size)
-anchors = pyramid_anchors(grids, config)
+x, targets, content = prepare(images, targets, config.image)  # the network's frame (§2)
+scenes = [draw.denormalise(image, IMAGE_MEAN, IMAGE_STD)[:, : content[0], : content[1]] for image in x]
+grids = pyramid_grids(config.image.padded_size)
+anchors = pyramid_anchors(grids, config.anchors)
 
 # %% [markdown]
 # One cell of P4 (the dot is its centre) and its three anchors in yellow, with the grid of P4 in the background:
@@ -213,17 +220,17 @@ def level_by_hand(grid, stride, scale, ratios):
     )
 
 
-small = level_by_hand((2, 3), 16, 16, config.anchor_ratios)
+small = level_by_hand((2, 3), 16, 16, config.anchors.ratios)
 assert small.shape == (2 * 3 * 3, 4)
 
 # %% [markdown]
 # *Predict* for a grid of 2 rows and 3 columns: cell (row 1, column 0) is the fourth cell, number 3, and owns the anchors 9, 10 and 11. The
 # number of an anchor is
 #
-# $$ 3\,(j \cdot S_x + i) + k . $$
+# $$ a\,(j \cdot S_x + i) + k , \qquad a = 3 . $$
 
 # %%
-assert_close(small[9:12], torch.tensor([anchor(1, 0, 16, 16, ratio) for ratio in config.anchor_ratios]))
+assert_close(small[9:12], torch.tensor([anchor(1, 0, 16, 16, ratio) for ratio in config.anchors.ratios]))
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 draw.image(ax, torch.full((3, 32, 48), 60, dtype=torch.uint8), margin=4)
 ax.vlines((0, 16, 32, 48), 0, 32, "white", linewidth=0.8)
@@ -243,19 +250,19 @@ show(level_anchors, pyramid_anchors)
 # Equal to the loops, for the small grid and for every level of the real pyramid:
 
 # %%
-assert_close(level_anchors((2, 3), 16, 16, config.anchor_ratios), small)
-pyramid = zip(grids, STRIDES, config.anchor_scales, strict=True)
-assert_close(torch.cat([level_by_hand(*level, config.anchor_ratios) for level in pyramid]), anchors)
+assert_close(level_anchors((2, 3), 16, 16, config.anchors.ratios), small)
+pyramid = zip(grids, STRIDES, config.anchors.scales, strict=True)
+assert_close(torch.cat([level_by_hand(*level, config.anchors.ratios) for level in pyramid]), anchors)
 
 # %% [markdown]
 # ### How many are there?
 #
-# $A = \sum_i 3\, S_{y,i}\, S_{x,i}$. *Predict* for the assignment's input of 800 × 1088:
+# $A = \sum_i a\, S_{y,i}\, S_{x,i}$. *Predict* for the assignment's input of 800 × 1088:
 # $3\,(200 \cdot 272 + 100 \cdot 136 + 50 \cdot 68 + 25 \cdot 34 + 13 \cdot 17) = 3 \cdot 72\,471 = 217\,413$.
 
 # %%
-course = load_config("course").replace(image_height=800, image_width=1066, cross_boundary="remove")
-course_anchors = pyramid_anchors(pyramid_grids(course.padded_size), course)
+course = load_config("course").replace(**{"image.height": 800, "image.width": 1066, "rpn.cross_boundary": "remove"})
+course_anchors = pyramid_anchors(pyramid_grids(course.image.padded_size), course.anchors)
 assert len(course_anchors) == 3 * (200 * 272 + 100 * 136 + 50 * 68 + 25 * 34 + 13 * 17) == 217_413
 
 
@@ -266,12 +273,11 @@ assert len(course_anchors) == 3 * (200 * 272 + 100 * 136 + 50 * 68 + 25 * 34 + 1
 # %%
 def anchor_counts(config):
     """One row for each level: its grid, its anchors, and those inside the content."""
-    rows, everything = [], pyramid_anchors(pyramid_grids(config.padded_size), config)
-    for level, (sy, sx), stride, scale in zip(
-        LEVELS, pyramid_grids(config.padded_size), STRIDES, config.anchor_scales, strict=True
-    ):
+    grids = pyramid_grids(config.image.padded_size)
+    rows, everything = [], pyramid_anchors(grids, config.anchors)
+    for level, (sy, sx), stride, scale in zip(LEVELS, grids, STRIDES, config.anchors.scales, strict=True):
         here, everything = everything[: 3 * sy * sx], everything[3 * sy * sx :]
-        kept = int(boxes.inside(here, config.image_height, config.image_width).sum())
+        kept = int(boxes.inside(here, config.image.height, config.image.width).sum())
         rows.append(
             {
                 "profile": config.profile,
@@ -302,10 +308,10 @@ assert sum(row["inside"] for row in rows[:5]) == 190_911
 fig, ax = plt.subplots(figsize=(7, 5.4), layout="constrained")
 draw.image(ax, scenes[0])
 chosen = []
-for (rows, columns), stride, scale in zip(grids, STRIDES, config.anchor_scales, strict=True):
+for (rows, columns), stride, scale in zip(grids, STRIDES, config.anchors.scales, strict=True):
     chosen.append(anchor(min(rows, content[0] // stride) // 2, columns // 2, stride, scale, 1))
 draw.boxes(
-    ax, torch.tensor(chosen), "negative", [f"{n}: {s:.0f}" for n, s in zip(LEVELS, config.anchor_scales, strict=True)]
+    ax, torch.tensor(chosen), "negative", [f"{n}: {s:.0f}" for n, s in zip(LEVELS, config.anchors.scales, strict=True)]
 )
 draw.boxes(ax, targets[0]["boxes"], "truth", linewidth=2.5)
 draw.legend(ax, ["truth"])
@@ -333,7 +339,7 @@ a, b, c = (0, 0, 4, 4), (2, 2, 6, 6), (5, 0, 7, 2)
 assert iou_by_hand(a, b) == 1 / 7 and iou_by_hand(b, c) == 0 and iou_by_hand(a, c) == 0
 
 # %% [markdown]
-# **The part** does it for all pairs at once, $(N, 4)$ and $(M, 4)$ to $(N, M)$:
+# **The part** does it for all pairs at once, $(A, 4)$ and $(G, 4)$ to $(A, G)$:
 
 # %%
 show(boxes.iou_matrix)
@@ -378,7 +384,7 @@ print(f"shifted by a tenth {found[0]:.3f}, scaled by 0.8 {found[1]:.3f}, ratio 1
 # %%
 rows = []
 for profile in (course, load_config("demo")):
-    shares = [(1 - stride / (2 * s)) ** 2 for stride, s in zip(STRIDES, profile.anchor_scales, strict=True)]
+    shares = [(1 - stride / (2 * s)) ** 2 for stride, s in zip(STRIDES, profile.anchors.scales, strict=True)]
     rows.append({"profile": profile.profile} | {n: v / (2 - v) for n, v in zip(LEVELS, shares, strict=True)})
 display(report.markdown(rows))
 assert abs(rows[0]["P2"] - 0.784) < 1e-3
@@ -501,7 +507,7 @@ draw.boxes(axes[1], tiny[kept][labels == POSITIVE], "positive", linewidth=5)
 draw.boxes(axes[1], gt, "truth", ["A", "B", "C"], linewidth=2)
 draw.legend(axes[1], ["truth", "positive"])
 axes[1].set_title("A has its anchor, B two halves, C none")
-runtime.save_figure(fig, "02_three_boxes")
+save_figure(fig, "02_three_boxes")
 plt.show()
 
 # %% [markdown]
@@ -511,7 +517,8 @@ plt.show()
 # %% [markdown]
 # ### The part, complete
 #
-# `rpn_targets` removes the cross-boundary anchors, labels the rest, and looks up every positive anchor's box:
+# `rpn_targets` labels the anchors of one image. Where cross-boundary ones are removed, their IoUs are set to 0, so that none is an object's
+# best, and their labels to *ignored*. `matched` is the number of each anchor's object; it matters for the positive ones alone.
 
 # %%
 show(boxes.inside, rpn.rpn_targets)
@@ -520,17 +527,17 @@ show(boxes.inside, rpn.rpn_targets)
 # On the tiny image, and with all anchors on six real ones, against the naive rules:
 
 # %%
-labels, matched = rpn.rpn_targets(tiny, gt, (128, 128), course)
+labels, matched = rpn.rpn_targets(tiny, gt, (128, 128), course.rpn)
 assert (labels[~kept] == IGNORED).all() and (labels == POSITIVE).sum() == 3
-assert_close(matched[labels == POSITIVE], gt[[0, 1, 1]])
+assert matched[labels == POSITIVE].tolist() == [0, 1, 1]
 
 kept = boxes.inside(anchors, *content)
 for target in targets:
     by_hand, objects = label_by_hand(boxes.iou_matrix(anchors[kept], target["boxes"]))
-    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config)
+    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)
     assert (labels[~kept] == IGNORED).all()
     assert_close(labels[kept], by_hand)
-    assert_close(matched[labels == POSITIVE], target["boxes"][objects[by_hand == POSITIVE]])
+    assert_close(matched[labels == POSITIVE], objects[by_hand == POSITIVE])
 
 # %% [markdown]
 # ## On real images
@@ -539,10 +546,10 @@ for target in targets:
 # the IoU of each object's best anchor.
 
 # %%
-level_of = torch.arange(len(LEVELS)).repeat_interleave(torch.tensor([3 * sy * sx for sy, sx in grids]))
+level_of = anchor_levels(grids, 3)  # the number of each anchor's level, 0 for P2
 fig, axes = plt.subplots(2, 3, figsize=(11, 6.1), layout="constrained")
 for ax, scene, target in zip(axes.flat, scenes, targets, strict=False):
-    labels, _ = rpn.rpn_targets(anchors, target["boxes"], content, config)
+    labels, _ = rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)
     positive = (labels == POSITIVE).nonzero().flatten()
     fit, which = boxes.iou_matrix(anchors[positive], target["boxes"]).max(dim=0)
     captions = [f"{LEVELS[level_of[k]]} {v:.2f}" for k, v in zip(positive[which], fit, strict=True)]
@@ -550,7 +557,7 @@ for ax, scene, target in zip(axes.flat, scenes, targets, strict=False):
     draw.boxes(ax, anchors[positive], "positive", linewidth=1.2)
     draw.boxes(ax, anchors[positive[which]], "positive", captions, linewidth=1.2)
     ax.set_title(f"{len(positive)} positive of {len(anchors):,}")
-runtime.save_figure(fig, "02_positive_anchors")
+save_figure(fig, "02_positive_anchors")
 plt.show()
 
 
@@ -567,32 +574,32 @@ plt.show()
 # We count them for up to 100 images, level by level, in both profiles: the same scenes at the demo's size and at the assignment's.
 
 # %%
-def assign(sizes, count=100):
+def assign(profile, count=100):
     """Labels (images, A) and the objects' boxes of the first `count` training images with objects, in the network's frame."""
-    sizes = sizes.replace(cross_boundary="remove")
-    everything = pyramid_anchors(pyramid_grids(sizes.padded_size), sizes)
+    sizes, settings = profile.image, profile.replace(**{"rpn.cross_boundary": "remove"}).rpn
+    everything = pyramid_anchors(pyramid_grids(sizes.padded_size), profile.anchors)
     found = []
     for i in busy[:count]:
         target = {"boxes": torch.from_numpy(train.boxes[train.indices[i]])}
-        (target,) = preprocess_targets([target], (300, 400), sizes)
-        inner = (sizes.image_height, sizes.image_width)
-        found.append((rpn.rpn_targets(everything, target["boxes"], inner, sizes)[0], target["boxes"]))
+        (target,) = preprocess_targets([target], FRAME, sizes)
+        inner = (sizes.height, sizes.width)
+        found.append((rpn.rpn_targets(everything, target["boxes"], inner, settings)[0], target["boxes"]))
     return torch.stack([labels for labels, _ in found]), [gt for _, gt in found]
 
 
 profiles = {"demo": load_config("demo"), "course": course} | {config.profile: config}
-assigned = {name: assign(sizes) for name, sizes in profiles.items()}
+assigned = {name: assign(profile) for name, profile in profiles.items()}
 
 # %% [markdown]
 # Added up, level by level:
 
 # %%
 rows = []
-for profile, sizes in profiles.items():
-    labels = assigned[profile][0]
-    cells = [3 * sy * sx for sy, sx in pyramid_grids(sizes.padded_size)]
+for name, profile in profiles.items():
+    labels = assigned[name][0]
+    cells = [3 * sy * sx for sy, sx in pyramid_grids(profile.image.padded_size)]
     positive = (labels == POSITIVE).split(cells, dim=1)
-    rows.append({"profile": profile, "images": len(labels), "anchors": labels.shape[1]})
+    rows.append({"profile": name, "images": len(labels), "anchors": labels.shape[1]})
     rows[-1] |= {level: int(p.sum()) for level, p in zip(LEVELS, positive, strict=True)}
     rows[-1] |= {"median an image": int((labels == POSITIVE).sum(1).median())}
     rows[-1] |= {"negative an image": int((labels == NEGATIVE).sum(1).median())}
@@ -619,7 +626,7 @@ axes[0].set(ylabel="positive anchors an image", title="by level")
 axes[1].set_xticks(range(0, 16, 3), labels=[*map(str, range(0, 15, 3)), "15 +"])
 axes[1].set(xlabel="positive anchors", ylabel="images", title="by image")
 axes[0].legend(frameon=False)
-runtime.save_figure(fig, "02_positives")
+save_figure(fig, "02_positives")
 plt.show()
 
 # %% [markdown]
@@ -654,12 +661,12 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ra
 axes[0].vlines(scale, best, best_of_all, "lightgrey", linewidth=1, zorder=0)
 axes[0].scatter(scale, best_of_all, s=16, facecolors="none", edgecolors="grey", label="over all anchors")
 axes[0].scatter(scale, best, s=16, color=draw.LINES[0], label="without cross-boundary anchors")
-for s in config.anchor_scales:
+for s in config.anchors.scales:
     axes[0].axvline(s, color="black", linewidth=0.6, linestyle=":")
 axes[0].set(
     xscale="log", xlabel="scale of the object (pixels); dotted: the anchors' scales", ylabel="best IoU", ylim=(0, 1.02)
 )
-axes[0].set_xlim(0.8 * min(scale.min(), config.anchor_scales[1]), 1.1 * max(scale.max(), config.anchor_scales[-1]))
+axes[0].set_xlim(0.8 * min(scale.min(), config.anchors.scales[1]), 1.1 * max(scale.max(), config.anchors.scales[-1]))
 ticks = [n for n in (20, 50, 100, 200, 500, 1000) if axes[0].get_xlim()[0] < n < axes[0].get_xlim()[1]]
 axes[0].set_xticks(ticks, labels=ticks)
 axes[0].set_xticks([], minor=True)
@@ -668,8 +675,8 @@ for values, colour, style in ((best_of_all, "grey", "step"), (best, draw.LINES[0
     axes[1].hist(values, np.linspace(0, 1, 26), color=colour, histtype=style, alpha=0.7, linewidth=1.5)
 axes[1].set(xlabel="best IoU", ylabel="objects")
 for line in (axes[0].axhline, axes[1].axvline):
-    line(config.rpn_positive_iou, color=draw.COLOURS["truth"], linewidth=1)
-runtime.save_figure(fig, "02_best_iou")
+    line(rpn.POSITIVE_IOU, color=draw.COLOURS["truth"], linewidth=1)
+save_figure(fig, "02_best_iou")
 plt.show()
 
 # %% [markdown]
@@ -743,8 +750,8 @@ assert_close(boxes.decode(by_hand, reference), torch.tensor(three))
 
 taught = []
 for target in targets:
-    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config)
-    own, objects = anchors[labels == POSITIVE], matched[labels == POSITIVE]
+    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)
+    own, objects = anchors[labels == POSITIVE], target["boxes"][matched[labels == POSITIVE]]
     taught.append(boxes.encode(objects, own))
     assert_close(boxes.decode(taught[-1], own), objects)
 assert torch.isfinite(torch.cat(taught)).all()
@@ -756,11 +763,12 @@ assert torch.isfinite(torch.cat(taught)).all()
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.1), layout="constrained")
 for ax, scene, target, t in zip(axes, scenes[-3:], targets[-3:], taught[-3:], strict=False):
-    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config)
+    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)
     k = (labels == POSITIVE).nonzero()[0]
-    draw.boxes(draw.image(ax, scene), matched[k], "truth", linewidth=2.5)
-    draw.boxes(ax, anchors[k], "positive", dotted=True, linewidth=2.5)
-    (start,), (end,) = ((b[k, :2] + b[k, 2:]) / 2 for b in (anchors, matched))
+    own, its_object = anchors[k], target["boxes"][matched[k]]
+    draw.boxes(draw.image(ax, scene), its_object, "truth", linewidth=2.5)
+    draw.boxes(ax, own, "positive", dotted=True, linewidth=2.5)
+    (start,), (end,) = ((b[:, :2] + b[:, 2:]) / 2 for b in (own, its_object))
     ax.annotate(
         "",
         end.tolist(),
@@ -829,9 +837,9 @@ show(matching.sample)
 # On a real batch of six images:
 
 # %%
-labels = torch.stack([rpn.rpn_targets(anchors, target["boxes"], content, config)[0] for target in targets])
-torch.manual_seed(config.seed)
-chosen = matching.sample(labels.flatten(), config.rpn_batch_samples, config.rpn_positive_fraction)
+labels = torch.stack([rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)[0] for target in targets])
+torch.manual_seed(config.training.seed)
+chosen = matching.sample(labels.flatten(), config.rpn.batch_samples, rpn.POSITIVE_FRACTION)
 picked = labels.flatten()[chosen]
 print(
     f"in the batch: {(labels == POSITIVE).sum():,} positive, {(labels == NEGATIVE).sum():,} negative, {(labels == IGNORED).sum():,} ignored"
@@ -839,8 +847,8 @@ print(
 print(
     f"in the minibatch of M = {len(chosen)}: {(picked == POSITIVE).sum()} positive, {(picked == NEGATIVE).sum()} negative"
 )
-assert len(chosen) == config.rpn_batch_samples and (picked != IGNORED).all()
-assert (picked == POSITIVE).sum() == min((labels == POSITIVE).sum(), round(len(chosen) * config.rpn_positive_fraction))
+assert len(chosen) == config.rpn.batch_samples and (picked != IGNORED).all()
+assert (picked == POSITIVE).sum() == min((labels == POSITIVE).sum(), round(len(chosen) * rpn.POSITIVE_FRACTION))
 
 # %% [markdown]
 # 1:1 is the aim, not the result. Every positive anchor of the batch is in, and still they are a minority: sampling lifts their share more
@@ -857,7 +865,7 @@ for n, ax in enumerate(axes[: len(scenes)]):
     draw.boxes(ax, anchors[kinds["negative"]], "negative", linewidth=0.7)
     draw.boxes(ax, anchors[kinds["positive"]], "positive", linewidth=2.5)
 draw.legend(axes[1], ["negative", "positive"])
-runtime.save_figure(fig, "02_minibatch")
+save_figure(fig, "02_minibatch")
 plt.show()
 
 # %% [markdown]
@@ -903,13 +911,14 @@ for name, value in counted.items():
 assert len(anchors) == sum(3 * sy * sx for sy, sx in grids)
 assert (level_of.bincount() == torch.tensor([3 * sy * sx for sy, sx in grids])).all()
 for target in targets:
-    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config)
+    labels, matched = rpn.rpn_targets(anchors, target["boxes"], content, config.rpn)
     iou = boxes.iou_matrix(anchors, target["boxes"])
     assert (labels == POSITIVE).any(), "an image with an object has a positive anchor"
     assert boxes.inside(anchors[labels != IGNORED], *content).all(), "none that is used crosses the boundary"
-    assert (iou[labels == NEGATIVE] < config.rpn_negative_iou).all()
-    assert_close(matched[labels != POSITIVE], anchors[labels != POSITIVE])
-empty, _ = rpn.rpn_targets(anchors, torch.zeros(0, 4), content, config)
+    assert (iou[labels == NEGATIVE] < rpn.NEGATIVE_IOU).all()
+    own = iou.gather(1, matched[:, None])[:, 0]
+    assert (own == iou.amax(1))[labels == POSITIVE].all(), "an anchor's object is the one it overlaps most"
+empty, _ = rpn.rpn_targets(anchors, torch.zeros(0, 4), content, config.rpn)
 assert not (empty == POSITIVE).any(), "an image without objects has only negatives"
 print("all checks passed")
 
@@ -937,11 +946,11 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `anchor_scales` to values between the present ones (`load_config(PROFILE, ["anchor_scales=(20., 40., 80., 140., 220.)"])`). Does the
+# 1. Set `anchors.scales` to values between the present ones (`load_config(PROFILE, ["anchors.scales=(20., 40., 80., 140., 220.)"])`). Does the
 #    histogram of the best IoU move to the right?
-# 2. Lower the positive threshold to 0.5 and count again. What do you gain, and what does the regressor now have to learn?
+# 2. Lower the positive threshold to 0.5 (`rpn.POSITIVE_IOU = 0.5`) and count again. What do you gain, and what does the regressor now have to learn?
 # 3. Write the rule of §4.2 so that object C gets the anchor it made positive. What happens to A?
-# 4. Count the positives if cross-boundary anchors are kept (`cross_boundary="clip"`). Which level gains most?
+# 4. Count the positives if cross-boundary anchors are kept (`rpn.cross_boundary=clip`). Which level gains most?
 # 5. Why is $t_x$ divided by $w_a$, and not by the stride?
 
 # %% [markdown]
@@ -952,12 +961,12 @@ print("all checks passed")
 # %%
 fig, axes = plt.subplots(3, 4, figsize=(10, 5.9), layout="constrained")
 for ax, i in zip(axes.flat, busy[6:] + busy[:6], strict=False):
-    x, targets, content = prepare(*collate([train[i]]), config)
-    labels, _ = rpn.rpn_targets(anchors, targets[0]["boxes"], content, config)
-    draw.image(ax, draw.denormalise(x[0], config.image_mean, config.image_std)[:, : content[0], : content[1]])
+    x, targets, content = prepare(*collate([train[i]]), config.image)
+    labels, _ = rpn.rpn_targets(anchors, targets[0]["boxes"], content, config.rpn)
+    draw.image(ax, draw.denormalise(x[0], IMAGE_MEAN, IMAGE_STD)[:, : content[0], : content[1]])
     draw.boxes(ax, targets[0]["boxes"], "truth", linewidth=2)
     draw.boxes(ax, anchors[labels == POSITIVE], "positive", linewidth=1.2)
-runtime.save_figure(fig, "02_montage")
+save_figure(fig, "02_montage")
 plt.show()
 
 # %% [markdown]

@@ -56,16 +56,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # Every piece of the model that this notebook shows is imported from `lib/`; nothing of it is defined here. `show` prints a piece's
@@ -80,13 +83,18 @@ import torch.nn.functional as F
 from IPython.display import Markdown, display
 from torchvision.ops import nms
 
-from lib import boxes, draw, report, rpn
-from lib.anchors import LEVELS, STRIDES, pyramid_anchors, pyramid_grids
-from lib.checkpoint import load_model
-from lib.data import CourseDataset, collate, prepare
-from lib.history import read_history
+from lib import boxes, matching, rpn
+from lib.anchors import LEVELS, STRIDES, anchor_levels, pyramid_anchors, pyramid_grids
+from lib.data.batches import collate, loader, prepare
+from lib.data.reader import CourseDataset
+from lib.machine.device import device
+from lib.machine.folders import paths
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, sample
-from lib.train import loader, train_until
+from lib.notebook import draw, report
+from lib.preprocess import IMAGE_MEAN, IMAGE_STD
+from lib.training.checkpoint import load_model
+from lib.training.history import read_history
+from lib.training.loop import train_until
 
 
 def show(*pieces):
@@ -107,13 +115,15 @@ def named_legend(ax, names):
 # | symbol | meaning | here |
 # |---|---|---|
 # | $B$ | images in a batch | `images`, $(B, 3, H, W)$ |
-# | $C$ | channels of every pyramid level | `config.fpn_channels` |
+# | $F$ | channels of every pyramid level | `config.backbone.channels` |
 # | $S_y \times S_x$ | cells of a level | 4, 8, … 64 pixels wide on P2 … P6 |
-# | $A$ | anchors of the whole pyramid, 3 a cell | `anchors`, $(A, 4)$ |
+# | $a$ | anchors a cell, one for each aspect ratio | 3 |
+# | $A$ | anchors of the whole pyramid | `anchors`, $(A, 4)$ |
 # | $p$, $p^*$ | predicted and true objectness of an anchor | `logits` (before the sigmoid), `labels` |
 # | $\mathbf t$, $\mathbf t^*$ | predicted and true box, relative to its anchor | `deltas` |
-# | $M$ | anchors in the sampled minibatch | `config.rpn_batch_samples` |
-# | $K$, $N$ | boxes kept before and after NMS | `config.rpn_pre_nms_…`, `config.rpn_post_nms_…` |
+# | $G$ | objects of an image | `scaled[i]["boxes"]`, $(G, 4)$ |
+# | $M$ | anchors in the sampled minibatch | `config.rpn.batch_samples` |
+# | $K$, $N$ | proposals before and after NMS | `pre_nms`, `post_nms` of `config.rpn.train` and `config.rpn.test` |
 #
 # Boxes are `xyxy` in pixels of the network's input frame. *Content* is the image inside the zero padding.
 
@@ -126,12 +136,12 @@ def named_legend(ax, names):
 # numbers). Then the window slides on, over all cells of all levels, with the same weights.
 
 # %%
-val = CourseDataset(DATA, "val", config, with_masks=False)
+val = CourseDataset(DATA, "val", config.data, with_masks=False)
 images, targets = collate([val[i] for i in range(min(8, len(val)))])
-x, scaled, content = prepare(images, targets, config)  # network frame (§2)
-grids = pyramid_grids(config.padded_size)
-anchors = pyramid_anchors(grids, config)
-scenes = [draw.denormalise(image, config.image_mean, config.image_std)[:, : content[0], : content[1]] for image in x]
+x, scaled, content = prepare(images, targets, config.image)  # network frame (§2)
+grids = pyramid_grids(config.image.padded_size)
+anchors = pyramid_anchors(grids, config.anchors)
+scenes = [draw.denormalise(image, IMAGE_MEAN, IMAGE_STD)[:, : content[0], : content[1]] for image in x]
 
 # %% [markdown]
 # We pick the P4 cell (stride 16) closest to the middle of the first object.
@@ -267,10 +277,10 @@ print("middle cell:", [round(v, 2) for v in logits[0, 12:15].tolist()])
 
 # %%
 cells = torch.tensor([sy * sx for sy, sx in grids])
-labels_of = [rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled]
-level_of = torch.bucketize(torch.arange(len(anchors)) // 3, cells.cumsum(0), right=True)  # level of each anchor
+labels_of = [rpn.rpn_targets(anchors, t["boxes"], content, config.rpn)[0] for t in scaled]
+level_of = anchor_levels(grids, 3)  # the number of each anchor's level, 0 for P2
 torch.manual_seed(0)
-chosen = rpn.sample_anchors(torch.stack(labels_of), grids, config)
+chosen = rpn.sample_anchors(torch.stack(labels_of), grids, config.rpn)
 sampled_level = level_of[chosen % len(anchors)].bincount(minlength=5)
 positives = (torch.stack(labels_of) == POSITIVE).float()
 level_rows = [
@@ -410,7 +420,7 @@ torch.testing.assert_close(mean * factor, losses["rpn_box"])
 
 # %% [markdown]
 # The rules of §4.2 (the notebook before) label each anchor of each image. Whether anchors that cross the image's boundary are left out,
-# as the sheet prints, or kept, is the config's `cross_boundary`; why it keeps them is the next section.
+# as the sheet prints, or kept, is the config's `rpn.cross_boundary`; why it keeps them is the next section.
 
 # %%
 show(rpn.rpn_targets)
@@ -434,23 +444,33 @@ report.markdown(
 # Hence the sampling of §4.4: positives first, up to half of $M$, *over the whole batch of images*; negatives fill the rest.
 
 # %%
-show(sample)
+show(sample, matching._choose)
 
 # %% [markdown]
-# Naively: shuffle the positives, take at most $M/2$; shuffle the negatives, fill up. With the same random order the two are the same.
+# Naively: shuffle the positives, take at most $M/2$; shuffle the negatives, fill up. `lib` shuffles only where there are few: of many
+# thousand negatives it draws numbers until enough of them differ. So the two pick other negatives, and agree in what can be predicted.
 
 # %%
-labels = torch.cat(labels_of)
-torch.manual_seed(0)
+labels, M = torch.cat(labels_of), config.rpn.batch_samples
 positive = [i for i, v in enumerate(labels.tolist()) if v == POSITIVE]
 negative = [i for i, v in enumerate(labels.tolist()) if v == NEGATIVE]
-half = round(config.rpn_batch_samples * config.rpn_positive_fraction)
-picked = [positive[i] for i in torch.randperm(len(positive)).tolist()][:half]
-picked += [negative[i] for i in torch.randperm(len(negative)).tolist()][: config.rpn_batch_samples - len(picked)]
-torch.manual_seed(0)
-assert picked == sample(labels, config.rpn_batch_samples, config.rpn_positive_fraction).tolist()
-share = (labels[picked] == POSITIVE).float().mean()
-print(f"M = {len(picked)}, of them positive {share:.0%} (at most {config.rpn_positive_fraction:.0%})")
+picked = [positive[i] for i in torch.randperm(len(positive)).tolist()][: round(M * rpn.POSITIVE_FRACTION)]
+picked += [negative[i] for i in torch.randperm(len(negative)).tolist()][: M - len(picked)]
+drawn = sample(labels, M, rpn.POSITIVE_FRACTION).tolist()
+assert labels[drawn].tolist() == labels[picked].tolist()  # as many positives, first; then the negatives
+assert len(set(drawn)) == len(drawn) == M, "none twice"
+share = (labels[drawn] == POSITIVE).float().mean()
+print(f"M = {M}, of them positive {share:.0%} (at most {rpn.POSITIVE_FRACTION:.0%})")
+
+# %% [markdown]
+# Is every negative as likely as every other? We draw 10 of 100, two thousand times. *Predict:* each is drawn 200 times, give or take
+# $\sqrt{2000 \cdot 0.1 \cdot 0.9} = 13$.
+
+# %%
+hundred = torch.full((100,), NEGATIVE)
+times = torch.cat([sample(hundred, 10, 0.5) for _ in range(2000)]).bincount(minlength=100).float()
+print(f"mean {times.mean():.0f}, standard deviation {times.std():.0f}")
+assert times.mean() == 200 and 9 < times.std() < 18
 
 # %% [markdown]
 # ### The sheet as printed, counted by level
@@ -460,16 +480,16 @@ print(f"M = {len(picked)}, of them positive {share:.0%} (at most {config.rpn_pos
 # P2, so nearly every negative does too. **Predict:** how many negatives does P6 get in a minibatch?
 
 # %%
-printed = config.replace(cross_boundary="remove", rpn_negatives="uniform")
-PER_STEP, DRAWS = config.rpn_batch_size, 20
+printed = config.replace(**{"rpn.cross_boundary": "remove", "rpn.negatives": "uniform"})
+PER_STEP, DRAWS = config.rpn.batch_size, 20
 
 
-def minibatch_by_level(config):
+def minibatch_by_level(settings):
     """The mean number of positives and negatives of each level (2, 5) in a minibatch of this batch of images."""
-    mine = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled[:PER_STEP]])
+    mine = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, settings)[0] for t in scaled[:PER_STEP]])
     counts = torch.zeros(2, 5)
     for _ in range(DRAWS):
-        drawn = rpn.sample_anchors(mine, grids, config)
+        drawn = rpn.sample_anchors(mine, grids, settings)
         for row, kind in enumerate((POSITIVE, NEGATIVE)):
             of_kind = drawn[mine.flatten()[drawn] == kind]
             counts[row] += level_of[of_kind % len(anchors)].bincount(minlength=5) / DRAWS
@@ -477,7 +497,7 @@ def minibatch_by_level(config):
 
 
 # %%
-by_setting = {"as printed": minibatch_by_level(printed), "mended": minibatch_by_level(config)}
+by_setting = {"as printed": minibatch_by_level(printed.rpn), "mended": minibatch_by_level(config.rpn)}
 report.markdown(
     [
         {"level": name, "anchors": 3 * int(n)}
@@ -498,8 +518,8 @@ report.markdown(
 # anchors got 0.677 and negative ones 0.683, and the best proposals formed the same lattice whatever was in the picture.
 #
 # The sheet allows adjustments. Two take the gamble away, and both profiles have them: crossing anchors stay in training
-# (`cross_boundary="clip"`, their boxes are clipped as in testing), and negatives are drawn in turn from the five levels
-# (`rpn_negatives="balanced"`). Below we train both ways, on this backbone, and look.
+# (`rpn.cross_boundary=clip`, their boxes are clipped as in testing), and negatives are drawn in turn from the five levels
+# (`rpn.negatives=balanced`). Below we train both ways, on this backbone, and look.
 
 # %%
 show(rpn.sample_anchors)
@@ -520,7 +540,7 @@ for i, ax in enumerate(axes):
     ax.set_title(f"image {i}: {int((kind == POSITIVE).sum())} positives, {int((kind == NEGATIVE).sum())} negatives")
 draw.legend(axes[0], ["truth", "positive", "negative"])
 fig.tight_layout()
-_ = runtime.save_figure(fig, "03_samples")
+_ = save_figure(fig, "03_samples")
 
 # %% [markdown]
 # ## Train, or load what was trained
@@ -528,14 +548,14 @@ _ = runtime.save_figure(fig, "03_samples")
 # %% [markdown]
 # One call. If `weights/` already holds an RPN trained with this very config, it is kept. The backbone comes trained and stays frozen
 # (§3). In the `course` profile it is torchvision's ResNet-50 with its pyramid, which has seen the photographs of COCO, from which the
-# course's own pictures were taken. In the `demo` profile it is a MobileNetV3 with its pyramid that `python -m lib.pretrain` trained as part of
+# course's own pictures were taken. In the `demo` profile it is a MobileNetV3 with its pyramid that `python -m lib pretrain` trained as part of
 # a whole Mask R-CNN on made-up scenes of seeds that no data set here may use: it has seen *such* things, but none of these pictures.
 #
 # As it is frozen, its maps never change: they are computed once, each image as it is and mirrored, and all three stages read them from disk.
 
 # %%
 train_until("rpn", config, DATA, WEIGHTS)
-model = load_model(WEIGHTS, "rpn")
+model = load_model(WEIGHTS, "rpn", config)
 history = read_history(WEIGHTS, "rpn")
 
 # %% [markdown]
@@ -543,7 +563,7 @@ history = read_history(WEIGHTS, "rpn")
 
 # %%
 train_until("rpn", printed, DATA, WEIGHTS / "as_printed")
-as_printed = load_model(WEIGHTS / "as_printed", "rpn")
+as_printed = load_model(WEIGHTS / "as_printed", "rpn", printed)
 
 # %% [markdown]
 # ### Learning curves
@@ -553,7 +573,7 @@ as_printed = load_model(WEIGHTS / "as_printed", "rpn")
 
 # %%
 fig = report.learning_curves_figure(WEIGHTS, "rpn")  # both losses divided by M
-_ = runtime.save_figure(fig, "03_learning_curves")
+_ = save_figure(fig, "03_learning_curves")
 fig
 
 # %% [markdown]
@@ -609,7 +629,7 @@ def draw_levels(axes, maps, i, name):
     for k, ax in enumerate(axes[1:]):
         draw.heatmap(ax, maps[k][i], size=[n * STRIDES[k] for n in grids[k]])
         ax.set(xlim=(0, content[1]), ylim=(content[0], 0))  # the padding is cut off
-        ax.set_title(f"{LEVELS[k]}, scale {config.anchor_scales[k]:g}", fontsize=10)
+        ax.set_title(f"{LEVELS[k]}, scale {config.anchors.scales[k]:g}", fontsize=10)
 
 
 shown = min(2, len(x))
@@ -618,7 +638,7 @@ for i in range(shown):
     draw_levels(axes[2 * i], objectness(printed_logits), i, "as printed")
     draw_levels(axes[2 * i + 1], objectness(logits), i, "mended")
 fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.5, label="objectness of a cell's best anchor")
-_ = runtime.save_figure(fig, "03_objectness")
+_ = save_figure(fig, "03_objectness")
 
 # %% [markdown]
 # **How to read it.** An object should light up on the level whose anchors have its size, and stay dark on the others: that is the
@@ -627,7 +647,7 @@ _ = runtime.save_figure(fig, "03_objectness")
 # of the negative anchors, level by level. The wider apart the two, the better the level does its work.
 
 # %%
-stacked = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config)[0] for t in scaled])
+stacked = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config.rpn)[0] for t in scaled])
 rows = []
 for k, name in enumerate(LEVELS):
     mine, row = stacked[:, level_of == k], {"level": name}
@@ -663,10 +683,10 @@ Markdown(
 def proposals_of(head):
     """For every validation image the proposals of an RPN, best first, and the objects' boxes."""
     pairs = []
-    for batch, batch_targets in loader(val, config.eval_batch_size, torch.device("cpu")):
-        inputs, batch_targets, _ = prepare(batch, batch_targets, config)
+    for batch, batch_targets in loader(val, config.evaluation.batch_size, torch.device("cpu")):
+        inputs, batch_targets, _ = prepare(batch, batch_targets, config.image)
         with torch.no_grad():
-            proposals = rpn.propose(*head(model.features(inputs)), anchors, content, config, training=False)
+            proposals = rpn.propose(*head(model.features(inputs)), anchors, content, config.rpn, training=False)
         pairs += [(p["boxes"], t["boxes"]) for p, t in zip(proposals, batch_targets, strict=True)]
     return pairs
 
@@ -692,20 +712,20 @@ report.markdown(
 fig, axes = plt.subplots(2, 4, figsize=(14, 6), layout="constrained")
 outputs = (("as printed", printed_logits, printed_deltas), ("mended", logits, deltas))
 for line, (name, z, t) in zip(axes, outputs, strict=True):
-    proposals = rpn.propose(z, t, anchors, content, config, training=False)
+    proposals = rpn.propose(z, t, anchors, content, config.rpn, training=False)
     for ax, scene, target, p in zip(line, scenes, scaled, proposals, strict=False):
         draw.image(ax, scene)
         draw.boxes(ax, p["boxes"][:10], "predicted", linewidth=1.0)
         draw.boxes(ax, target["boxes"], "truth", linewidth=2)
         ax.set_title(f"{name}: ten best proposals", fontsize=10)
 named_legend(axes[1, 0], {"truth": "object", "predicted": "proposal"})
-_ = runtime.save_figure(fig, "03_as_printed")
+_ = save_figure(fig, "03_as_printed")
 
 
 # %% [markdown]
 # ## From maps to proposals: the post-processing of §4.6
 #
-# decode → clip to the image (in testing; the sheet removes in training what crosses the boundary, the config's `cross_boundary="clip"` clips
+# decode → clip to the image (in testing; the sheet removes in training what crosses the boundary, the config's `rpn.cross_boundary=clip` clips
 # there too) → the $K$ best → NMS → the $N$ best.
 
 # %% [markdown]
@@ -750,9 +770,9 @@ show(rpn.propose)
 # %%
 best, index = logits[0].topk(300)
 candidates = boxes.clip(boxes.decode(deltas[0, index], anchors[index]), *content)
-kept = naive_nms(candidates, best, config.rpn_nms_iou)
-torch.testing.assert_close(kept, nms(candidates, best, config.rpn_nms_iou))
-print(f"NMS at IoU {config.rpn_nms_iou} keeps {len(kept)} of 300 boxes")
+kept = naive_nms(candidates, best, config.rpn.nms_iou)
+torch.testing.assert_close(kept, nms(candidates, best, config.rpn.nms_iou))
+print(f"NMS at IoU {config.rpn.nms_iou} keeps {len(kept)} of 300 boxes")
 
 
 # %% [markdown]
@@ -763,17 +783,17 @@ print(f"NMS at IoU {config.rpn_nms_iou} keeps {len(kept)} of 300 boxes")
 # must give the same boxes. The table counts what each step leaves of the first image's anchors.
 
 # %%
-def naive_propose(logits, deltas, training, config):
+def naive_propose(logits, deltas, training, settings):
     """§4.6, step by step, for one image: boxes, scores and the count after each step."""
-    mode = "train" if training else "test"
-    k, n = getattr(config, f"rpn_pre_nms_{mode}"), getattr(config, f"rpn_post_nms_{mode}")
+    limits = settings.train if training else settings.test
+    k, n = limits.pre_nms, limits.post_nms
     decoded = boxes.decode(deltas, anchors)
-    removes = training and config.cross_boundary == "remove"
+    removes = training and settings.cross_boundary == "remove"
     admitted = boxes.inside(decoded, *content) if removes else torch.ones(len(anchors), dtype=torch.bool)
     decoded = boxes.clip(decoded, *content)
     top = logits.masked_fill(~admitted, -torch.inf).topk(min(k, len(anchors))).indices
     top = top[admitted[top] & (decoded[top, 2:] - decoded[top, :2] >= boxes.MIN_SIZE).all(1)]
-    kept = top[nms(decoded[top], logits[top], config.rpn_nms_iou)]
+    kept = top[nms(decoded[top], logits[top], settings.nms_iou)]
     counts = {"anchors": len(anchors), "admitted": int(admitted.sum()), "top K": len(top), "after NMS": len(kept)}
     return decoded[kept[:n]], logits[kept[:n]].sigmoid(), counts | {"top N": len(kept[:n])}
 
@@ -782,8 +802,8 @@ def naive_propose(logits, deltas, training, config):
 # Training as printed, training as here, and testing, by hand and from `lib`:
 
 # %%
-steps, modes = [], (("training as printed: removed", True, printed), ("training: clipped", True, config))
-for name, training, how in (*modes, ("testing: clipped", False, config)):
+steps, modes = [], (("training as printed: removed", True, printed.rpn), ("training: clipped", True, config.rpn))
+for name, training, how in (*modes, ("testing: clipped", False, config.rpn)):
     ours = rpn.propose(logits[:1], deltas[:1], anchors, content, how, training)[0]
     by_hand, by_hand_scores, counts = naive_propose(logits[0], deltas[0], training, how)
     torch.testing.assert_close(ours["boxes"], by_hand)
@@ -804,7 +824,7 @@ for i, line in enumerate(axes):
     decoded = boxes.clip(boxes.decode(deltas[i], anchors), *content)
     best = torch.stack([(logits[i] + 1e3 * (o > 0.5)).argmax() for o in boxes.iou_matrix(scaled[i]["boxes"], decoded)])
     top = logits[i].topk(30).indices
-    kept = top[nms(decoded[top], logits[i, top], config.rpn_nms_iou)]
+    kept = top[nms(decoded[top], logits[i, top], config.rpn.nms_iou)]
     for ax, before, after in zip(
         line, (anchors[best], decoded[top], []), (decoded[best], [], decoded[kept]), strict=True
     ):
@@ -817,7 +837,7 @@ for i, line in enumerate(axes):
     line[2].set_title(f"{len(kept)} boxes after NMS")
 draw.legend(axes[1, 0], ["truth", "predicted"])
 fig.tight_layout()
-_ = runtime.save_figure(fig, "03_nms")
+_ = save_figure(fig, "03_nms")
 
 # %% [markdown]
 # ## Choosing K and N: measure the recall
@@ -828,7 +848,7 @@ _ = runtime.save_figure(fig, "03_nms")
 # with `propose` itself and $N$ set out of the way; for each object we note the *rank* of the first proposal that finds it.
 
 # %%
-KS = [max(1, round(config.rpn_pre_nms_test * f)) for f in (0.25, 0.5, 1, 2, 4)]
+KS = [max(1, round(config.rpn.test.pre_nms * f)) for f in (0.25, 0.5, 1, 2, 4)]
 THRESHOLDS = (0.5, 0.7)
 
 
@@ -853,24 +873,24 @@ torch.testing.assert_close(first_hits(toy, toy[2:]), torch.tensor([[0.0, 2.0, 1.
 # Now the whole validation split, twice: as in testing, and as the sheet prints it for training, where crossing boxes are removed.
 
 # %%
-device = runtime.device()
-model.to(device)
+DEVICE = device()
+model.to(DEVICE)
 hits, left = ({(K, training): [] for K in KS for training in (True, False)} for _ in range(2))
 found, objects = [], []
-for batch, batch_targets in loader(val, config.eval_batch_size, device):
-    inputs, batch_targets, _ = prepare(batch.to(device), batch_targets, config)
+for batch, batch_targets in loader(val, config.evaluation.batch_size, DEVICE):
+    inputs, batch_targets, _ = prepare(batch.to(DEVICE), batch_targets, config.image)
     with torch.no_grad():
         outputs = model.rpn(model.features(inputs))
     for K in KS:
-        wide = config.replace(**{f"rpn_{n}_nms_{mode}": K for n in ("pre", "post") for mode in ("train", "test")})
+        wide = {f"rpn.{mode}.{n}_nms": K for n in ("pre", "post") for mode in ("train", "test")}
+        how = config.replace(**wide, **{"rpn.cross_boundary": "remove"}).rpn  # remove: matters in training alone
         for training in (True, False):
-            how = wide.replace(cross_boundary="remove")  # matters in training alone
-            proposals = [p["boxes"].cpu() for p in rpn.propose(*outputs, anchors.to(device), content, how, training)]
+            proposals = [p["boxes"].cpu() for p in rpn.propose(*outputs, anchors.to(DEVICE), content, how, training)]
             left[K, training] += [len(p) for p in proposals]
             pairs = zip(proposals, batch_targets, strict=True)
             hits[K, training] += [first_hits(p, t["boxes"].cpu()) for p, t in pairs]
-        if K == config.rpn_pre_nms_test:
-            found += [p[: config.rpn_post_nms_test] for p in proposals]
+        if K == config.rpn.test.pre_nms:
+            found += [p[: config.rpn.test.post_nms] for p in proposals]
     objects += [{"boxes": t["boxes"].cpu()} for t in batch_targets]
 model.cpu()
 hits = {key: torch.cat(v) for key, v in hits.items()}
@@ -898,7 +918,7 @@ shades = plt.cm.viridis(torch.linspace(0, 0.85, len(KS)).tolist())
 for ax, threshold in zip(axes, THRESHOLDS, strict=False):
     for K, shade in zip(KS, shades, strict=True):
         ax.plot(ns, [recall(K, n, threshold) for n in ns], color=shade, label=f"K = {K}")
-    ax.axvline(config.rpn_post_nms_test, color="grey", linestyle=":", linewidth=1)
+    ax.axvline(config.rpn.test.post_nms, color="grey", linestyle=":", linewidth=1)
     ax.set(
         xscale="log", ylim=(0, 1.02), xlabel="proposals N", ylabel="recall", title=f"objects found at IoU ≥ {threshold}"
     )
@@ -907,12 +927,12 @@ for ax, threshold in zip(axes, THRESHOLDS, strict=False):
 axes[0].legend(loc="lower right")
 for training, style, shade, name in ((False, "o-", draw.LINES[0], "clipped"), (True, "s--", draw.LINES[1], "removed")):
     axes[2].plot(KS, [mean_left[K, training] for K in KS], style, color=shade, label=name, markerfacecolor="none")
-axes[2].axhline(config.rpn_post_nms_train, color="grey", linestyle=":", linewidth=1)
+axes[2].axhline(config.rpn.train.post_nms, color="grey", linestyle=":", linewidth=1)
 axes[2].set(xlabel="boxes before NMS, K", ylabel="boxes an image", title="left after NMS", ylim=(0, None))
 axes[2].grid(alpha=0.3)
 axes[2].legend()
 fig.tight_layout()
-_ = runtime.save_figure(fig, "03_recall")
+_ = save_figure(fig, "03_recall")
 
 # %% [markdown]
 # Dotted grey: the $N$ of the config. The curves of different $K$ lie on each other as far as they go: a smaller $K$ takes nothing away
@@ -926,10 +946,10 @@ _ = runtime.save_figure(fig, "03_recall")
 best = recall(KS[-1], KS[-1])
 chosen_K = next(K for K in KS if recall(K, K) >= best - 0.01)
 chosen_N = next(n for n in [*ns, KS[-1]] if recall(chosen_K, n) >= best - 0.01)
-K, N = config.rpn_pre_nms_test, config.rpn_post_nms_test
+K, N = config.rpn.test.pre_nms, config.rpn.test.post_nms
 settings = [("most generous", KS[-1], KS[-1], False), ("the rule", chosen_K, chosen_N, False)]
 settings += [(f"config ({config.profile}), clipped", K, N, False)]
-settings += [(f"config ({config.profile}), removed", K, config.rpn_post_nms_train, True)]
+settings += [(f"config ({config.profile}), removed", K, config.rpn.train.post_nms, True)]
 rows = []
 for name, k, n, training in settings:
     recalls = {f"recall at {t}": recall(k, n, t, training) for t in THRESHOLDS}
@@ -948,7 +968,7 @@ lines = [
     f"against {best:.3f} at best.",
     f"- The `{config.profile}` profile's own **K = {K}, N = {N}** lose {100 * max(loss, 0):.1f} objects in a hundred: {verdict}.",
     f"- From K = {K}, NMS leaves on average {mean_left[K, False]:.0f} boxes where crossing ones are clipped and "
-    f"{mean_left[K, True]:.0f} where they are removed; N caps them at {config.rpn_post_nms_train} in training, {N} in testing.",
+    f"{mean_left[K, True]:.0f} where they are removed; N caps them at {config.rpn.train.post_nms} in training, {N} in testing.",
 ]
 Markdown("\n".join(lines))
 
@@ -966,7 +986,7 @@ Markdown("\n".join(lines))
 
 # %%
 every = torch.cat([t["boxes"] for t in objects])
-result = hits[config.rpn_pre_nms_test, False]
+result = hits[config.rpn.test.pre_nms, False]
 size = boxes.area(every).sqrt()
 low, high = size.quantile(torch.tensor([1 / 3, 2 / 3])).tolist()
 border = ~((every[:, :2] > 1).all(1) & (every[:, 2] < content[1] - 1) & (every[:, 3] < content[0] - 1))
@@ -1010,7 +1030,7 @@ for ax in axes.flat[len(worst) :]:
     ax.axis("off")
 for ax, o in zip(axes.flat, worst, strict=False):
     i = int(owner[o])
-    image = draw.denormalise(prepare(val[i][0][None], [], config)[0][0], config.image_mean, config.image_std)
+    image = draw.denormalise(prepare(val[i][0][None], [], config.image)[0][0], IMAGE_MEAN, IMAGE_STD)
     draw.image(ax, image[:, : content[0], : content[1]])
     if len(found[i]):
         draw.boxes(ax, found[i][boxes.iou_matrix(every[o : o + 1], found[i])[0].argmax()][None], "predicted")
@@ -1019,7 +1039,7 @@ for ax, o in zip(axes.flat, worst, strict=False):
     ax.set_title(f"IoU {best_iou[o]:.2f}, size {size[o]:.0f} px, {place}", fontsize=10)
 named_legend(axes[1, 0], {"truth": "object", "predicted": "best proposal"})
 fig.tight_layout()
-_ = runtime.save_figure(fig, "03_missed")
+_ = save_figure(fig, "03_missed")
 
 # %% [markdown]
 # In words, from the numbers of this run:
@@ -1049,8 +1069,8 @@ Markdown(" ".join(parts))
 
 # %%
 empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
-batch = rpn.sample_rpn([f[:1] for f in features], anchors, [empty], content, config)
-losses = rpn.rpn_loss(*model.rpn.at_patches(batch["patches"], batch["slots"]), batch["labels"], batch["deltas"])
+batch = rpn.sample_rpn([f[:1] for f in features], anchors, [empty], content, config.rpn)
+losses = rpn.rpn_loss(*model.rpn.at_patches(batch["patches"], batch["ratios"]), batch["labels"], batch["deltas"])
 assert float(losses["rpn_box"].detach()) == 0 and losses["rpn_objectness"].isfinite()
 sum(losses.values()).backward()
 assert model.rpn.conv.weight.grad.isfinite().all()
@@ -1060,8 +1080,8 @@ model.zero_grad()
 # The contract of the proposals, and the inverse pair:
 
 # %%
-for training, limit in ((True, config.rpn_post_nms_train), (False, config.rpn_post_nms_test)):
-    for p in rpn.propose(logits, deltas, anchors, content, config, training):
+for training, limit in ((True, config.rpn.train.post_nms), (False, config.rpn.test.post_nms)):
+    for p in rpn.propose(logits, deltas, anchors, content, config.rpn, training):
         assert len(p["boxes"]) <= limit and boxes.inside(p["boxes"], *content).all()
         assert (p["scores"].diff() <= 0).all() and (p["scores"] >= 0).all() and (p["scores"] <= 1).all()
 corner = torch.rand(100, 2) * 100
@@ -1074,7 +1094,7 @@ print("all checks hold")
 # ## Figures exported
 
 # %%
-print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("03_*"))))
+print("\n".join(sorted(file.name for file in paths().figures.glob("03_*"))))
 
 # %% [markdown]
 # ## Summary
@@ -1090,10 +1110,10 @@ print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("03_*"
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set `rpn_nms_iou` to 0.5 in `load_config("demo", ["rpn_nms_iou=0.5"])` and measure the recall curve again. Which of the two
-#    curves changes more, and why? (No training needed: pass the changed config to `propose`.)
-# 2. Replace the sampling by *all* anchors (a very large `rpn_batch_samples`). What happens to the objectness of the positives?
-# 3. Add a fourth aspect ratio to `anchor_ratios`. Which of the missed objects above could it help?
+# 1. Set `rpn.nms_iou` to 0.5 in `load_config("demo", ["rpn.nms_iou=0.5"])` and measure the recall curve again. Which of the two
+#    curves changes more, and why? (No training needed: pass the changed config's `rpn` to `propose`.)
+# 2. Replace the sampling by *all* anchors (a very large `rpn.batch_samples`). What happens to the objectness of the positives?
+# 3. Add a fourth aspect ratio to `anchors.ratios`. Which of the missed objects above could it help?
 # 4. Focal loss (Lin et al. 2017) weighs each anchor's cross entropy by $(1 - p_t)^\gamma$. Compute by hand, for $\gamma = 2$, the loss
 #    of the three anchors above.
 
@@ -1107,11 +1127,11 @@ print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("03_*"
 fig, axes = plt.subplots(2, 4, figsize=(14, 5.6))
 for ax in axes.flat[len(x) :]:
     ax.axis("off")
-best_proposals = rpn.propose(logits, deltas, anchors, content, config, training=False)
+best_proposals = rpn.propose(logits, deltas, anchors, content, config.rpn, training=False)
 for ax, scene, target, p in zip(axes.flat, scenes, scaled, best_proposals, strict=False):
     draw.image(ax, scene)
     draw.boxes(ax, p["boxes"][:10], "predicted", linewidth=1.0)
     draw.boxes(ax, target["boxes"], "truth", linewidth=2)
 named_legend(axes[1, 0], {"truth": "object", "predicted": "ten best proposals"})
 fig.tight_layout()
-_ = runtime.save_figure(fig, "03_montage")
+_ = save_figure(fig, "03_montage")

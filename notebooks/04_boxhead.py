@@ -57,16 +57,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # Every piece of the model is imported from `lib/`; `show` prints the code that runs.
@@ -81,12 +84,18 @@ import torchvision
 from IPython.display import Markdown, display
 from torchvision.ops import batched_nms
 
-from lib import boxes, boxhead, draw, matching, report, roi_align
+from lib import boxes, boxhead, matching, roi_align
 from lib.anchors import LEVELS, STRIDES
-from lib.checkpoint import load_model
-from lib.config import CLASS_NAMES, NUM_CLASSES
-from lib.data import CourseDataset, collate, prepare
-from lib.train import loader, read_history, train_until
+from lib.boxhead import CLASS_NAMES, MASK_POSITIVE_IOU, NUM_CLASSES, POOL_SIZE
+from lib.data.batches import collate, loader, prepare
+from lib.data.reader import CourseDataset
+from lib.machine.device import device
+from lib.machine.folders import paths
+from lib.notebook import draw, report
+from lib.preprocess import IMAGE_MEAN, IMAGE_STD
+from lib.training.checkpoint import load_model
+from lib.training.history import read_history
+from lib.training.loop import train_until
 
 
 def show(*pieces):
@@ -107,13 +116,15 @@ def named_legend(ax, names):
 # | symbol | meaning | here |
 # |---|---|---|
 # | $R$ | RoIs, regions of interest: the proposals of all images of a batch | `rois`, $(R, 4)$ |
-# | $P$ | cells along one side of a pooled box | `config.box_pool_size` = 7 |
-# | $S$ | sampling points along one side of a cell | `config.roi_samples` = 2, so 4 points a cell |
+# | $F$ | channels of the feature pyramid: 256 in `course`, 64 in `demo` | `config.backbone.channels` |
+# | $P$ | cells along one side of a pooled box | `boxhead.POOL_SIZE` = 7 |
+# | $S$ | sampling points along one side of a cell | `roi_align.SAMPLES` = 2, so 4 points a cell |
 # | $k$ | pyramid level of a box, 2 … 5 | `pyramid_level` |
 # | $C$ | classes of objects, 3; class 0 is background | `NUM_CLASSES` |
+# | $M$ | proposals of a minibatch, sampled over all its images | `config.boxhead.batch_samples` |
 # | $p$, $p^*$ | predicted probabilities and true class of a proposal | `logits` (before the softmax), `labels` |
 # | $\mathbf t^{(c)}$, $\mathbf t^*$ | predicted box for class $c$, and true box, relative to the proposal | `deltas` |
-# | $K'$, $N'$ | boxes kept before and after NMS | `config.box_pre_nms_…`, `config.box_post_nms_…` |
+# | $K'$, $N'$ | boxes kept before and after NMS | `pre_nms` and `post_nms` of `config.boxhead.train` and `.test` |
 #
 # A feature map's pixel $i$ covers $[i, i+1)$, and its value belongs to its centre, $i + ½$.
 
@@ -264,7 +275,7 @@ for cx, cy in [(1.5, 0.5), (2.5, 0.5), (1.5, 1.5), (2.5, 1.5)]:
     second.text(cx, cy + (0.17 if cy > sy else -0.15), f"{weight:.2f}", ha="center", va="center", color=colour)
 second.scatter([sx], [sy], s=45, color=colour, zorder=3)
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_roi_align")
+_ = save_figure(fig, "04_roi_align")
 
 # %% [markdown]
 # Now random numbers, a box off the grid and one across the border: ours by hand, `lib`'s, and torchvision's (`aligned=True`, sampling
@@ -285,7 +296,7 @@ torch.testing.assert_close(ours, theirs)
 
 # %% [markdown]
 # A pooled value is the mean of 4 samples, each a weighted sum of 4 pixels: in all **one weighted sum of 16 pixels**. Write the map as a
-# table with one row a pixel and $C$ numbers in each row; a pooled cell is then "take these 16 rows, multiply by these 16 weights, add".
+# table with one row a pixel and $F$ numbers in each row; a pooled cell is then "take these 16 rows, multiply by these 16 weights, add".
 # Deep learning libraries have a fast operation of just this form, made for sums of word vectors: `embedding_bag`.
 #
 # The 16 are the 4 columns by 4 rows that the cell's points touch, and the weight of a pixel is the product of a column's and a row's weight.
@@ -297,9 +308,8 @@ show(roi_align._sample_points, roi_align._bilinear)
 # For the upper left cell of the first box, with the two helpers above: 4 columns with their weights, 4 rows with theirs.
 
 # %%
-length = torch.tensor([[4]])
-x, x_weight = roi_align._bilinear(roi_align._sample_points(two[:1, 0] - 0.5, two[:1, 2] - 0.5, 2, 2), length)
-y, y_weight = roi_align._bilinear(roi_align._sample_points(two[:1, 1] - 0.5, two[:1, 3] - 0.5, 2, 2), length)
+x, x_weight = roi_align._bilinear(roi_align._sample_points(two[:1, 0] - 0.5, two[:1, 2] - 0.5, 2, 2), 4)
+y, y_weight = roi_align._bilinear(roi_align._sample_points(two[:1, 1] - 0.5, two[:1, 3] - 0.5, 2, 2), 4)
 columns, column_weights = x[0, :2].flatten(), x_weight[0, :2].flatten()  # the first cell's two points
 rows, row_weights = y[0, :2].flatten(), y_weight[0, :2].flatten()
 print("columns", columns.tolist(), "weights", [round(w, 2) for w in column_weights.tolist()])
@@ -319,11 +329,11 @@ torch.testing.assert_close(as_sum, ours[0, :, 0, 0])
 torch.testing.assert_close(as_bag, as_sum)
 
 # %% [markdown]
-# The whole part does this for all cells of all boxes of all images on all levels in **one** call: the tables of the levels are stacked, and
-# each box's rows start at its own image and level. Its gradient comes for free.
+# The part does this for all cells of all boxes of all images in **one** call: the images' tables lie one below the other, and each box's
+# rows start at its own image. Its gradient comes for free. For a pyramid it is called once a level, with the boxes of that level.
 
 # %%
-show(roi_align.pool)
+show(roi_align.roi_align, roi_align.pool)
 
 # %% [markdown]
 # On a random pyramid, with boxes of two images on all four levels, against torchvision level by level:
@@ -380,11 +390,11 @@ report.markdown(
 
 # %% [markdown]
 # Why so? On its own level every box spans roughly the same number of cells, so that its 7 × 7 grid neither skips cells nor asks for
-# detail that is not there. The `demo` profile's images are smaller, and so is its 224: `config.canonical_size`.
+# detail that is not there. The `demo` profile's images are smaller, and so is its 224: `config.roi_align.canonical_size`.
 
 # %%
 show(roi_align.pyramid_level)
-print(f"canonical size in the {config.profile} profile: {config.canonical_size:g} pixels")
+print(f"canonical size in the {config.profile} profile: {config.roi_align.canonical_size:g} pixels")
 
 # %% [markdown]
 # ## On real images: proposals, levels, pooled features
@@ -394,21 +404,21 @@ print(f"canonical size in the {config.profile} profile: {config.canonical_size:g
 
 # %%
 train_until("rpn", config, DATA, WEIGHTS)
-val = CourseDataset(DATA, "val", config, with_masks=False)
+val = CourseDataset(DATA, "val", config.data, with_masks=False)
 images, targets = collate([val[i] for i in range(min(8, len(val)))])
-x, scaled, content = prepare(images, targets, config)  # network frame (§2)
-scenes = [draw.denormalise(image, config.image_mean, config.image_std)[:, : content[0], : content[1]] for image in x]
+x, scaled, content = prepare(images, targets, config.image)  # network frame (§2)
+scenes = [draw.denormalise(image, IMAGE_MEAN, IMAGE_STD)[:, : content[0], : content[1]] for image in x]
 
 # %% [markdown]
 # The table counts the proposals of each level, and checks the promise: about the same number of cells on every level.
 
 # %%
-model = load_model(WEIGHTS, "rpn")
+model = load_model(WEIGHTS, "rpn", config)
 with torch.no_grad():
     features = model.features(x)
     proposals = model.propose(features, content)
 rois, image_of = boxhead.stack_rois([p["boxes"] for p in proposals])
-levels = roi_align.pyramid_level(rois, config.canonical_level, config.canonical_size)
+levels = roi_align.pyramid_level(rois, config.roi_align.canonical_size)
 
 
 def mean_cells(k):
@@ -434,15 +444,15 @@ report.markdown(
 
 # %%
 with torch.no_grad():
-    pooled = model.pool(features, rois, image_of, config.box_pool_size)
+    pooled = model.pool(features, rois, image_of, POOL_SIZE)
 first = (image_of == 0).nonzero().flatten()
 best = first[boxes.iou_matrix(rois[first], scaled[0]["boxes"][:1])[:, 0].argmax()]
 strongest = pooled[best].std(dim=(1, 2)).topk(3).indices.tolist()
 fig, axes = plt.subplots(1, 4, figsize=(13, 3.3))
 draw.image(axes[0], scenes[0])
 x1, y1, x2, y2 = rois[best].tolist()
-for step in range(1, config.box_pool_size):
-    a, b = (s + (e - s) * step / config.box_pool_size for s, e in ((x1, x2), (y1, y2)))
+for step in range(1, POOL_SIZE):
+    a, b = (s + (e - s) * step / POOL_SIZE for s, e in ((x1, x2), (y1, y2)))
     axes[0].plot([a, a], [y1, y2], [x1, x2], [b, b], color=draw.COLOURS["predicted"], linewidth=0.7)
 draw.boxes(axes[0], rois[best][None], "predicted")
 room = 0.6 * max(x2 - x1, y2 - y1)
@@ -453,13 +463,13 @@ for ax, channel in zip(axes[1:], strongest, strict=True):
     draw.heatmap(ax, values, vmin=float(values.min()), vmax=float(values.max()))
     ax.set_title(f"channel {channel}, 7 × 7")
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_pooled")
+_ = save_figure(fig, "04_pooled")
 
 # %% [markdown]
 # ## The box head
 
 # %% [markdown]
-# Flatten the $(C_\text{FPN}, 7, 7)$ features, cell after cell, two linear layers with ReLU, and two linear read-outs: $C + 1 = 4$ class logits and
+# Flatten the $(F, 7, 7)$ features, cell after cell, two linear layers with ReLU, and two linear read-outs: $C + 1 = 4$ class logits and
 # $4C = 12$ deltas, one box **for each class** (§6.2). As in the RPN, the softmax is left to the loss and to what comes out at the end.
 
 # %%
@@ -471,7 +481,7 @@ show(boxhead.BoxHead)
 
 # %%
 torch.manual_seed(0)
-head = boxhead.BoxHead(channels=2, pool_size=7, hidden=16)
+head = boxhead.BoxHead(channels=2, hidden=16)
 toy = torch.randn(3, 2, 7, 7)
 w1, b1, w2, b2, wc, bc, wr, br = [p.detach() for p in head.parameters()]
 hidden = (toy.permute(0, 2, 3, 1).reshape(3, 98) @ w1.T + b1).clamp(min=0)
@@ -493,7 +503,7 @@ print(f"in this profile {sum(p.numel() for p in model.box_head.parameters()) / 1
 gt, gt_label = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([2])
 three = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 5], [0.0, 0, 10, 4]])
 print("IoU", [round(v, 3) for v in boxes.iou_matrix(three, gt)[:, 0].tolist()])
-labels, matched_boxes = boxhead.box_targets(three, gt, gt_label, config.replace(box_positive_iou=0.4))
+labels, matched_boxes = boxhead.box_targets(three, gt, gt_label, boxhead.BoxHeadConfig(positive_iou=0.4))
 assert labels.tolist() == [2, 2, 0]
 torch.testing.assert_close(matched_boxes, torch.stack([gt[0], gt[0], three[2]]))  # background: the proposal itself
 
@@ -543,10 +553,10 @@ show(boxhead.sample_proposals)
 with torch.no_grad():
     for_training = model.propose(features, content, training=True)
 torch.manual_seed(0)
-chosen = boxhead.sample_proposals(for_training, scaled, config)
+chosen = boxhead.sample_proposals(for_training, scaled, config.boxhead)
 all_labels = torch.cat(
     [
-        boxhead.box_targets(p["boxes"], t["boxes"], t["labels"], config)[0]
+        boxhead.box_targets(p["boxes"], t["boxes"], t["labels"], config.boxhead)[0]
         for p, t in zip(for_training, scaled, strict=True)
     ]
 )
@@ -564,10 +574,11 @@ report.markdown(rows)
 # The goal is 75 % objects; with fewer object proposals than that, all of them are taken and background fills the rest. By hand:
 
 # %%
-wanted = round(config.box_batch_samples * config.box_positive_fraction)
+size = config.boxhead.batch_samples
+wanted = round(size * config.boxhead.positive_fraction)
 positives = min(wanted, int((all_labels > 0).sum()))
 assert int((chosen["labels"] > 0).sum()) == positives
-assert len(chosen["labels"]) == positives + min(config.box_batch_samples - positives, int((all_labels == 0).sum()))
+assert len(chosen["labels"]) == positives + min(size - positives, int((all_labels == 0).sum()))
 
 # %% [markdown]
 # Two images and their sampled proposals: those of an object in its class's colour, background thin.
@@ -585,7 +596,7 @@ for i, ax in enumerate(axes):
     ax.set_title(f"{names}: {int((classes > 0).sum())} positive, {int((classes == 0).sum())} background")
 named_legend(axes[0], {"truth": "object", "negative": "background proposal"})
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_samples")
+_ = save_figure(fig, "04_samples")
 
 # %% [markdown]
 # ## The losses (§6.3), by hand on three proposals
@@ -646,17 +657,17 @@ show(boxhead.box_loss)
 
 # %%
 train_until("boxhead", config, DATA, WEIGHTS)
-model = load_model(WEIGHTS, "boxhead")
+model = load_model(WEIGHTS, "boxhead", config)
 history = read_history(WEIGHTS, "boxhead")
 
 # %% [markdown]
 # ### Learning curves
 #
-# Dotted: the training images, solid: the validation images. The regression is drawn as it enters the sum, times `box_loss_weight`.
+# Dotted: the training images, solid: the validation images. The regression is drawn as it enters the sum, times `boxhead.loss_weight`.
 
 # %%
 fig = report.learning_curves_figure(WEIGHTS, "boxhead")
-_ = runtime.save_figure(fig, "04_learning_curves")
+_ = save_figure(fig, "04_learning_curves")
 fig
 
 # %% [markdown]
@@ -664,10 +675,10 @@ fig
 
 # %% [markdown]
 # The deltas of a good proposal are small, and smooth L1 *squares* small numbers; the cross entropy does not. Unweighted, the
-# regression would hardly be heard. `box_loss_weight` evens them out:
+# regression would hardly be heard. `boxhead.loss_weight` evens them out:
 
 # %%
-weight, rows = config.box_loss_weight, []
+weight, rows = config.boxhead.loss_weight, []
 for row in (history[0], history[-1]):
     classification, regression = row["val_box_class"], row["val_box_regression"]
     rows.append(
@@ -704,18 +715,19 @@ Markdown(
 # object, its IoU with it before and after the regressor moved it.
 
 # %%
-device = runtime.device()
-model.to(device)
+DEVICE = device()
+model.to(DEVICE)
 table = {name: [] for name in ("truth", "predicted", "before", "after")}
 detections, objects = [], []
-for batch, batch_targets in loader(val, config.eval_batch_size, device):
-    inputs, batch_targets, _ = prepare(batch.to(device), batch_targets, config)
+for batch, batch_targets in loader(val, config.evaluation.batch_size, DEVICE):
+    inputs, batch_targets, _ = prepare(batch.to(DEVICE), batch_targets, config.image)
     with torch.no_grad():
         maps = model.features(inputs)
         given = [p["boxes"] for p in model.propose(maps, content)]
         logits, deltas = (v.cpu() for v in model.classify(maps, given))
     given = [g.cpu() for g in given]
-    pairs = [boxhead.box_targets(g, t["boxes"], t["labels"], config) for g, t in zip(given, batch_targets, strict=True)]
+    both = zip(given, batch_targets, strict=True)
+    pairs = [boxhead.box_targets(g, t["boxes"], t["labels"], config.boxhead) for g, t in both]
     truth, goals = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
     at = truth.nonzero().flatten()  # the proposals of objects
     stacked = torch.cat(given)[at]
@@ -724,7 +736,7 @@ for batch, batch_targets in loader(val, config.eval_batch_size, device):
     table["predicted"].append(logits.argmax(1))
     table["before"].append(boxes.iou_matrix(stacked, goals[at]).diagonal())
     table["after"].append(boxes.iou_matrix(refined, goals[at]).diagonal())
-    detections += boxhead.refine(logits, deltas, given, content, config)
+    detections += boxhead.refine(logits, deltas, given, content, config.boxhead)
     objects += batch_targets
 model.cpu()
 table = {name: torch.cat(parts) for name, parts in table.items()}
@@ -750,7 +762,7 @@ for r in range(4):
 ax.set(xticks=range(4), yticks=range(4), xticklabels=CLASS_NAMES, yticklabels=CLASS_NAMES)
 ax.set(xlabel="predicted", ylabel="true", title="classes of the validation proposals")
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_confusion")
+_ = save_figure(fig, "04_confusion")
 
 # %% [markdown]
 # In words, from this run's numbers:
@@ -788,7 +800,7 @@ right.scatter(table["before"], table["after"], s=5, alpha=0.4, color=draw.COLOUR
 right.plot([0, 1], [0, 1], color="grey", linewidth=1)
 right.set(xlim=(0.3, 1), ylim=(0, 1.02), xlabel="IoU before", ylabel="IoU after", title="above the line: better")
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_iou")
+_ = save_figure(fig, "04_iou")
 
 # %% [markdown]
 # In numbers:
@@ -834,14 +846,14 @@ for i, ax in zip(range(len(by_image)), axes.flat, strict=False):
     ax.set_title("proposals (dotted), refined (solid)", fontsize=10)
 draw.legend(axes[0, 0], ["truth", "before", "after"])
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_refined")
+_ = save_figure(fig, "04_refined")
 
 # %% [markdown]
 # ## From refined boxes to detections: the post-processing of §6.5
 #
 # **In testing:** clip; drop the boxes whose most probable class is background; keep the $K'$ best; NMS *within each class*; keep the $N'$
-# best. **While the mask head learns:** drop what crosses the boundary (as printed; with the config's `cross_boundary="clip"` it is cut at the
-# edge); keep the boxes with IoU above 0.5 with some object; then the same three steps.
+# best. **While the mask head learns:** drop what crosses the boundary (as printed; with the config's `boxhead.cross_boundary` at `clip` it is cut
+# at the edge); keep the boxes with IoU above 0.5 with some object; then the same three steps.
 
 # %% [markdown]
 # Why within each class? A person on a horse are two objects with one overlapping box each: neither may suppress the other. By hand on three
@@ -865,9 +877,7 @@ show(boxhead.refine, boxhead._best_class, boxhead._top)
 # %%
 def naive_detections(logits, deltas, given, target=None):
     """§6.5 for one image: testing, or training when a target is given. Returns boxes, labels and the counts."""
-    mode = "test" if target is None else "train"
-    k, n = getattr(config, f"box_pre_nms_{mode}"), getattr(config, f"box_post_nms_{mode}")
-    threshold, found = config.box_nms_iou if target is None else config.box_nms_iou_train, []
+    limits, found = config.boxhead.test if target is None else config.boxhead.train, []
     for z, t, proposal in zip(logits, deltas, given, strict=True):
         p = z.softmax(0)
         label = 1 + int(p[1:].argmax())
@@ -876,27 +886,28 @@ def naive_detections(logits, deltas, given, target=None):
             box, keep = boxes.clip(box, *content), p[label] > p[0]
             keep = keep and (box[2:] - box[:2]).min() >= boxes.MIN_SIZE
         else:
-            box = boxes.clip(box, *content) if config.cross_boundary == "clip" else box
+            box = boxes.clip(box, *content) if config.boxhead.cross_boundary == "clip" else box
             overlap = boxes.iou_matrix(box[None], target["boxes"])[0]
-            keep = boxes.inside(box, *content) and bool((overlap > config.mask_positive_iou).any())
+            keep = boxes.inside(box, *content) and bool((overlap > MASK_POSITIVE_IOU).any())
         if keep:
             found.append((float(p[label]), label, box))
-    best = sorted(found, key=lambda f: -f[0])[:k]
+    best = sorted(found, key=lambda f: -f[0])[: limits.pre_nms]
     kept = []
     for score, label, box in best:
         rivals = [b for _, other, b in kept if other == label]
-        if not rivals or boxes.iou_matrix(box[None], torch.stack(rivals)).max() <= threshold:
+        if not rivals or boxes.iou_matrix(box[None], torch.stack(rivals)).max() <= limits.nms_iou:
             kept.append((score, label, box))
     counts = {"proposals": len(given), "admitted": len(found), "top K'": len(best), "after NMS": len(kept)}
-    return kept[:n], counts | {"top N'": len(kept[:n])}
+    kept = kept[: limits.post_nms]
+    return kept, counts | {"top N'": len(kept)}
 
 
 # %% [markdown]
 # Both modes, by hand and from `lib`, for the first image:
 
 # %%
-tested = boxhead.refine(logits, deltas, given, content, config)
-trained = boxhead.refine_for_training(logits, deltas, given, scaled, content, config)
+tested = boxhead.refine(logits, deltas, given, content, config.boxhead)
+trained = boxhead.refine_for_training(logits, deltas, given, scaled, content, config.boxhead)
 steps = []
 for name, ours, target in (("testing", tested[0], None), ("training", trained[0], scaled[0])):
     kept, counts = naive_detections(*by_image[0], target)
@@ -980,14 +991,14 @@ fig, axes = plt.subplots(2, 4, figsize=(14, 6))
 for ax in axes.flat[len(worst) :]:
     ax.axis("off")
 for i, ax in zip(worst, axes.flat, strict=False):
-    image = draw.denormalise(prepare(val[i][0][None], [], config)[0][0], config.image_mean, config.image_std)
+    image = draw.denormalise(prepare(val[i][0][None], [], config.image)[0][0], IMAGE_MEAN, IMAGE_STD)
     draw.image(ax, image[:, : content[0], : content[1]])
     draw.boxes(ax, objects[i]["boxes"], "truth", linewidth=2.2)
     draw.detections(ax, detections[i], CLASS_NAMES)
     ax.set_title(", ".join(CLASS_NAMES[n] for n in objects[i]["labels"].tolist()), fontsize=10)
 draw.legend(axes[1, 0], ["truth"])
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_mistakes")
+_ = save_figure(fig, "04_mistakes")
 
 # %% [markdown]
 # ## Checks
@@ -1000,9 +1011,9 @@ _ = runtime.save_figure(fig, "04_mistakes")
 nothing = boxhead.sample_proposals(
     [{"boxes": g} for g in given[:1]],
     [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}],
-    config,
+    config.boxhead,
 )
-outputs = model.box_head(model.pool(features, nothing["rois"], nothing["images"], config.box_pool_size))
+outputs = model.box_head(model.pool(features, nothing["rois"], nothing["images"], POOL_SIZE))
 losses = boxhead.box_loss(*outputs, nothing["labels"], nothing["deltas"])
 assert float(losses["box_regression"].detach()) == 0 and losses["box_class"].isfinite()
 sum(losses.values()).backward()
@@ -1017,7 +1028,7 @@ torch.testing.assert_close(
     model.pool(constant, rois, image_of, 7), torch.full((len(rois), features[0].shape[1], 7, 7), 3.0)
 )
 for d in tested:
-    assert len(d["boxes"]) <= config.box_post_nms_test and boxes.inside(d["boxes"], *content).all()
+    assert len(d["boxes"]) <= config.boxhead.test.post_nms and boxes.inside(d["boxes"], *content).all()
     assert (d["scores"].diff() <= 0).all() and ((d["labels"] >= 1) & (d["labels"] <= NUM_CLASSES)).all()
 print("all checks hold")
 
@@ -1025,13 +1036,13 @@ print("all checks hold")
 # ## Figures exported
 
 # %%
-print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("04_*"))))
+print("\n".join(sorted(file.name for file in paths().figures.glob("04_*"))))
 
 # %% [markdown]
 # ## Summary
 #
-# - RoIAlign reads the map between its pixels; nothing is rounded. A pooled value is one weighted sum of 16 pixels, and all of them together one
-#   call of `embedding_bag`.
+# - RoIAlign reads the map between its pixels; nothing is rounded. A pooled value is one weighted sum of 16 pixels, and all those of a level
+#   together one call of `embedding_bag`.
 # - The pyramid level follows from the box's size alone; each box is pooled where it spans about the same number of cells.
 # - A proposal is an object's above IoU 0.4. The minibatch aims at 3 : 1; the true class alone answers for the box.
 # - Cross entropy and smooth L1 live on different scales; a weight brings them together.
@@ -1042,7 +1053,7 @@ print("\n".join(sorted(file.name for file in runtime.paths().figures.glob("04_*"
 #
 # 1. Pool with `samples=1` and `samples=4` in `roi_align` on the 4 × 4 slope. Why does nothing change there, and when would it?
 # 2. Round the box's corners to whole cells before pooling (that was RoIPool). How far does the mean IoU *after* fall on these validation images?
-# 3. Set `box_positive_iou` to 0.5, as an earlier homework had it, and count the positives again. Which proposals are lost?
+# 3. Set `boxhead.positive_iou` to 0.5, as an earlier homework had it, and count the positives again. Which proposals are lost?
 # 4. Make the regressor class-agnostic on paper: which tensors change their shape, and what could it no longer learn?
 
 # %% [markdown]
@@ -1060,4 +1071,4 @@ for ax, scene, target, found in zip(axes.flat, scenes, scaled, tested, strict=Fa
     draw.detections(ax, found, CLASS_NAMES)
 draw.legend(axes[1, 0], ["truth"])
 fig.tight_layout()
-_ = runtime.save_figure(fig, "04_montage")
+_ = save_figure(fig, "04_montage")

@@ -65,16 +65,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # What this notebook uses, and two small helpers: one shows source text of `lib`, the other writes numbers into a grid.
@@ -87,12 +90,20 @@ import torch.nn.functional as F
 from IPython.display import Code
 from torch.testing import assert_close
 
-from lib import boxhead, draw, maskhead, stages
+from lib import boxhead, maskhead
 from lib.boxes import clip, inside, iou_matrix, scale_boxes
-from lib.checkpoint import load_model
-from lib.config import CLASS_NAMES
-from lib.data import CourseDataset, collate, prepare
-from lib.train import read_history, train_until
+from lib.boxhead import CLASS_NAMES, MASK_POSITIVE_IOU
+from lib.data.batches import collate, prepare
+from lib.data.reader import CourseDataset
+from lib.machine.device import device
+from lib.machine.folders import paths
+from lib.maskhead import THRESHOLD
+from lib.notebook import draw
+from lib.preprocess import IMAGE_MEAN, IMAGE_STD
+from lib.training import stages
+from lib.training.checkpoint import load_model
+from lib.training.history import read_history
+from lib.training.loop import train_until
 
 
 def show(*parts):
@@ -114,11 +125,12 @@ def grid(ax, values, title, shift=0.5):
 # | symbol | meaning |
 # |---|---|
 # | $D$ | boxes that reach the mask head, over all images of the batch |
-# | $K$ | classes of objects, 3: vehicle, person, animal (the sheet's $C$) |
-# | $C$ | channels of the feature pyramid: 256 in `course`, 64 in `demo` |
+# | $K'$, $N'$ | boxes of an image before and after NMS |
+# | $C$ | classes of objects, 3: vehicle, person, animal |
+# | $F$ | channels of the feature pyramid: 256 in `course`, 64 in `demo` |
 # | $m$ | side of a predicted mask, 28 |
 # | $G$, $H \times W$ | objects of an image, and the size of the frame their masks are given in |
-# | $z_{kij}$ | logit of class $k$ at cell $(i, j)$; $\hat y = \sigma(z)$ is its probability |
+# | $z_{cij}$ | logit of class $c$ at cell $(i, j)$; $\hat y = \sigma(z)$ is its probability |
 # | $y_{ij}$ | target, 0 or 1 |
 #
 # Boxes are `xyxy` in pixels; pixel $i$ covers the interval $[i, i + 1)$, so its centre is at $i + \tfrac12$.
@@ -140,8 +152,8 @@ def grid(ax, values, title, shift=0.5):
 # is what the network must answer.
 
 # %%
-train_set = CourseDataset(DATA, "train", config)
-val_set = CourseDataset(DATA, "val", config)
+train_set = CourseDataset(DATA, "train", config.data)
+val_set = CourseDataset(DATA, "val", config.data)
 scenes = [scene for scene in (train_set[n] for n in range(min(10, len(train_set)))) if len(scene[1]["boxes"])]
 picture, target = max(scenes, key=lambda scene: scene[1]["masks"][0].sum())  # a large object shows more
 box, mask = target["boxes"][:1], target["masks"]
@@ -162,8 +174,8 @@ for ax, title in zip(axes, ("an object and its box", "its mask, cut to the box",
 # box head is still unsure. So §6.5 has a rule of its own for training. Of all boxes that the box head makes out of the
 # proposals
 #
-# 1. remove those that cross the image's boundary (as printed; with `cross_boundary="clip"`, which both profiles have, they are cut at
-#    the edge instead, as in testing),
+# 1. remove those that cross the image's boundary (as printed; with `boxhead.cross_boundary` at `clip`, which both profiles have, they are
+#    cut at the edge instead, as in testing),
 # 2. keep those with $\mathrm{IoU} > 0.5$ with some object,
 # 3. keep the $K'$ best by score,
 # 4. NMS, for each predicted class on its own,
@@ -217,7 +229,7 @@ def naive_choice(boxes, classes, scores, objects, height, width, k, n):
     kept = []
     for i in good:  # 4: against every better box of the same class
         rivals = [j for j in kept if classes[j] == classes[i]]
-        if all(iou_matrix(boxes[i : i + 1], boxes[j : j + 1]) <= config.box_nms_iou_train for j in rivals):
+        if all(iou_matrix(boxes[i : i + 1], boxes[j : j + 1]) <= config.boxhead.train.nms_iou for j in rivals):
             kept.append(i)
     return kept[:n]  # 5
 
@@ -265,7 +277,7 @@ chosen = boxhead.refine_for_training(
     [candidates],
     [{"boxes": objects, "labels": torch.tensor([2, 1])}],
     (100, 100),
-    config.replace(cross_boundary="remove"),
+    config.replace(**{"boxhead.cross_boundary": "remove"}).boxhead,
 )[0]
 assert_close(chosen["boxes"], candidates[kept])
 assert chosen["labels"].tolist() == [2, 2, 1] and chosen["matched"].tolist() == [0, 0, 1]
@@ -390,7 +402,7 @@ print("14 columns on, 14 off; nothing after the move; mirrored when mirrored")
 # ## By hand 3: the network
 #
 # §7.2: four 3 × 3 convolutions with ReLU, a deconvolution that doubles the side, with ReLU, and a 1 × 1 convolution to
-# $K$ masks. Four 3 × 3 convolutions in a row let each cell look four cells far to every side: 9 of the 14 columns.
+# $C$ masks. Four 3 × 3 convolutions in a row let each cell look four cells far to every side: 9 of the 14 columns.
 #
 # The only new piece is the **deconvolution**. With a 2 × 2 kernel and stride 2 it is easily said: every cell of the input
 # becomes a 2 × 2 block of the output, the kernel times the cell's value.
@@ -418,8 +430,9 @@ show(maskhead.MaskHead)
 # kernel from $a$ to $b$ channels has $k^2 a b$ weights and $b$ biases; so has the deconvolution.
 
 # %%
-head = maskhead.MaskHead(config.fpn_channels, config.mask_hidden)
-x, side, total = torch.zeros(5, config.fpn_channels, 14, 14), 14, 0  # D = 5 boxes
+channels = config.backbone.channels  # F
+head = maskhead.MaskHead(channels, config.maskhead.hidden)
+x, total = torch.zeros(5, channels, 14, 14), 0  # D = 5 boxes
 for layer in head.layers:
     x = layer(x)
     count = sum(p.numel() for p in layer.parameters())
@@ -436,7 +449,7 @@ assert x.shape == (5, 3, 28, 28)
 # undecided, with a loss of $\ln 2 = 0.693$. This number will come back in the learning curve.
 
 # %%
-undecided = head(torch.randn(5, config.fpn_channels, 14, 14)).sigmoid()
+undecided = head(torch.randn(5, channels, 14, 14)).sigmoid()
 print(f"probabilities of a fresh head: {undecided.min():.3f} to {undecided.max():.3f}")
 
 # %% [markdown]
@@ -469,7 +482,7 @@ _ = ax.legend(frameon=False)
 # %%
 truth = torch.tensor([[[1.0, 0], [0, 1]]])  # (D, m, m) with D = 1
 probability = torch.tensor([[[[0.01, 0.99], [0.99, 0.01]], [[0.9, 0.2], [0.1, 0.6]], [[0.01, 0.99], [0.99, 0.01]]]])
-logits = probability.logit().requires_grad_()  # (D, K, m, m)
+logits = probability.logit().requires_grad_()  # (D, C, m, m)
 label = torch.tensor([2])  # a person
 
 
@@ -530,31 +543,31 @@ assert empty.item() == 0
 # \max(0,\; 1 - |q_i - k|).$$
 #
 # Bilinear means: the weight of a cell is its weight along $y$ times its weight along $x$. So all pixels at once are two
-# matrix products, $R\, M\, S^\top$, with $R = (w_{ik})$ of the rows and $S$ of the columns.
+# matrix products, $V\, \hat Y\, W^\top$, with $V = (w_{ik})$ of the rows, $W$ of the columns, and $\hat Y$ the mask.
 
 # %% [markdown]
 # A 2 × 2 mask into a 4 × 4 image, the box around all of it. Predicted: $q = -0.25,\ 0.25,\ 0.75,\ 1.25$ and so
 #
-# $$R = S = \begin{pmatrix}0.75 & 0\\ 0.75 & 0.25\\ 0.25 & 0.75\\ 0 & 0.75\end{pmatrix},\quad
-# M = \begin{pmatrix}1 & 0\\ 1 & 1\end{pmatrix},\quad
-# R M S^\top = \begin{pmatrix}.5625 & .5625 & .1875 & 0\\ .75 & .8125 & .4375 & .1875\\
+# $$V = W = \begin{pmatrix}0.75 & 0\\ 0.75 & 0.25\\ 0.25 & 0.75\\ 0 & 0.75\end{pmatrix},\quad
+# \hat Y = \begin{pmatrix}1 & 0\\ 1 & 1\end{pmatrix},\quad
+# V \hat Y W^\top = \begin{pmatrix}.5625 & .5625 & .1875 & 0\\ .75 & .8125 & .4375 & .1875\\
 # .75 & .9375 & .8125 & .5625\\ .5625 & .75 & .75 & .5625\end{pmatrix}$$
 
 # %%
-M = torch.tensor([[1.0, 0], [1, 1]])
-R = torch.tensor([[0.75, 0], [0.75, 0.25], [0.25, 0.75], [0, 0.75]])
-pasted = R @ M @ R.T
+Y = torch.tensor([[1.0, 0], [1, 1]])
+V = torch.tensor([[0.75, 0], [0.75, 0.25], [0.25, 0.75], [0, 0.75]])
+pasted = V @ Y @ V.T
 assert_close(pasted[0], torch.tensor([0.5625, 0.5625, 0.1875, 0]))
 assert_close(pasted[2], torch.tensor([0.75, 0.9375, 0.8125, 0.5625]))
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-grid(axes[0], M, "mask (2 × 2)")
-grid(axes[1], pasted, "$R\\,M\\,S^{\\top}$ (4 × 4)")
+grid(axes[0], Y, "mask (2 × 2)")
+grid(axes[1], pasted, "$V\\,\\hat Y\\,W^{\\top}$ (4 × 4)")
 grid(axes[2], (pasted >= 0.5).float(), "at least 0.5")
 
 
 # %% [markdown]
-# The first row of $R$ sums to 0.75 only: towards the edge of its box a mask fades, as if zeros lay around it. Even in a
+# The first row of $V$ sums to 0.75 only: towards the edge of its box a mask fades, as if zeros lay around it. Even in a
 # corner a full mask keeps $0.75^2 = 0.5625$ here, just above the threshold.
 #
 # With loops, one pixel and one cell at a time:
@@ -571,7 +584,7 @@ def naive_paste(mask, box, height, width):
     return out
 
 
-assert_close(naive_paste(M, (0, 0, 4, 4), 4, 4), pasted)
+assert_close(naive_paste(Y, (0, 0, 4, 4), 4, 4), pasted)
 
 # %% [markdown]
 # The two matrix products and the four loops agree to the last digit that floats have.
@@ -588,10 +601,10 @@ show(maskhead.paste_masks, maskhead._interpolation)
 # The weights of the example, and the pasted masks of three boxes. The last crosses the boundary of the image.
 
 # %%
-assert_close(maskhead._interpolation(torch.zeros(1), torch.full((1,), 4.0), 4, 2)[0], R)
+assert_close(maskhead._interpolation(torch.zeros(1), torch.full((1,), 4.0), 4, 2)[0], V)
 for corners in ((0.0, 0, 4, 4), (1.3, 0.2, 7.9, 5.5), (-2, 1, 6, 9)):
-    by_hand = naive_paste(M, corners, 6, 8) >= 0.5
-    by_lib = maskhead.paste_masks(M[None], torch.tensor([corners]), (6, 8), 0.5)[0]
+    by_hand = naive_paste(Y, corners, 6, 8) >= 0.5
+    by_lib = maskhead.paste_masks(Y[None], torch.tensor([corners]), (6, 8), 0.5)[0]
     assert_close(by_lib.bool(), by_hand)
 
 # %% [markdown]
@@ -600,8 +613,8 @@ for corners in ((0.0, 0, 4, 4), (1.3, 0.2, 7.9, 5.5), (-2, 1, 6, 9)):
 # %%
 ys, xs = (torch.arange(6) + 0.5 - 0.2) / 5.3 * 2 - 1, (torch.arange(8) + 0.5 - 1.3) / 6.6 * 2 - 1  # in [-1, 1]
 where = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None]
-witness = F.grid_sample(M[None, None], where, padding_mode="zeros", align_corners=False)[0, 0]
-assert_close(witness, naive_paste(M, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rtol=0)
+witness = F.grid_sample(Y[None, None], where, padding_mode="zeros", align_corners=False)[0, 0]
+assert_close(witness, naive_paste(Y, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rtol=0)
 
 # %% [markdown]
 # Why not simply use it? It works on one grid a mask and reads four cells for every pixel of the image; the matrix form
@@ -615,8 +628,8 @@ assert_close(witness, naive_paste(M, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rto
 
 # %%
 train_until("boxhead", config, DATA, WEIGHTS)
-device = runtime.device()
-model = load_model(WEIGHTS, "boxhead").to(device)
+DEVICE = device()
+model = load_model(WEIGHTS, "boxhead", config).to(DEVICE)
 
 
 # %% [markdown]
@@ -626,8 +639,8 @@ model = load_model(WEIGHTS, "boxhead").to(device)
 # %%
 def batch(dataset, indices):
     images, targets = collate([dataset[i] for i in indices])
-    targets = [{key: t[key].to(device) for key in ("boxes", "labels", "masks")} for t in targets]
-    return prepare(images.to(device), targets, config)
+    targets = [{key: t[key].to(DEVICE) for key in ("boxes", "labels", "masks")} for t in targets]
+    return prepare(images.to(DEVICE), targets, config.image)
 
 
 @torch.no_grad()
@@ -635,7 +648,8 @@ def boxes_in_training(images, targets, content):
     features = model.features(images)
     proposals = [p["boxes"] for p in model.propose(features, content, training=True)]
     outputs = model.classify(features, proposals)
-    return features, proposals, outputs, boxhead.refine_for_training(*outputs, proposals, targets, content, config)
+    chosen = boxhead.refine_for_training(*outputs, proposals, targets, content, config.boxhead)
+    return features, proposals, outputs, chosen
 
 
 # %% [markdown]
@@ -645,7 +659,7 @@ def boxes_in_training(images, targets, content):
 images, targets, content = batch(train_set, range(min(8, len(train_set))))
 features, proposals, outputs, chosen = boxes_in_training(images, targets, content)
 shown = max(range(len(chosen)), key=lambda i: (len(targets[i]["boxes"]), len(chosen[i]["boxes"])))
-scene = draw.denormalise(images[shown], config.image_mean, config.image_std)
+scene = draw.denormalise(images[shown], IMAGE_MEAN, IMAGE_STD)
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 draw.boxes(draw.image(axes[0], scene), proposals[shown], "ignored", linewidth=0.6)
@@ -653,7 +667,7 @@ draw.masks(draw.image(axes[1], scene), targets[shown]["masks"], kind="truth")
 draw.boxes(axes[1], chosen[shown]["boxes"], "positive")
 axes[0].set_title(f"{len(proposals[shown])} proposals of the RPN", fontsize=10)
 axes[1].set_title(f"{len(chosen[shown]['boxes'])} boxes that train the mask head", fontsize=10)
-_ = runtime.save_figure(fig, "05_training_boxes")
+_ = save_figure(fig, "05_training_boxes")
 
 
 # %% [markdown]
@@ -671,9 +685,9 @@ def funnel(proposals, outputs, chosen, targets, content):
     left = torch.zeros(4)
     groups = boxhead._best_class(*outputs, proposals)
     for (boxes, *_), target, final in zip(groups, targets, chosen, strict=True):
-        boxes = clip(boxes, *content) if config.cross_boundary == "clip" else boxes
+        boxes = clip(boxes, *content) if config.boxhead.cross_boundary == "clip" else boxes
         within = inside(boxes, *content)
-        on_object = within & (iou_matrix(boxes, target["boxes"]) > config.mask_positive_iou).any(dim=1)
+        on_object = within & (iou_matrix(boxes, target["boxes"]) > MASK_POSITIVE_IOU).any(dim=1)
         left += torch.tensor([len(boxes), within.sum(), on_object.sum(), len(final["boxes"])])
     return left
 
@@ -699,7 +713,7 @@ for start in range(0, seen, 8):
 # one that fits a giraffe is mostly background.
 
 # %%
-border = "cut at the image's edge" if config.cross_boundary == "clip" else "inside the image"
+border = "cut at the image's edge" if config.boxhead.cross_boundary == "clip" else "inside the image"
 steps = ["proposals", border, "overlap an object", "after NMS: train the head"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 bars = axes[0].barh(steps[::-1], (counts / seen).flip(0).tolist(), color=draw.COLOURS["positive"])
@@ -710,7 +724,7 @@ for name, colour in zip(share, draw.CLASS_COLOURS[1:], strict=True):
     _ = axes[1].hist(share[name], bins=20, range=(0, 1), histtype="step", linewidth=2, color=colour, label=label)
 _ = axes[1].set(xlabel="share of the target that is on", ylabel="boxes")
 _ = axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-_ = runtime.save_figure(fig, "05_targets_counted")
+_ = save_figure(fig, "05_targets_counted")
 
 # %% [markdown]
 # NMS and $N'$ decide the number. Boxes of one object overlap each other: with a threshold of 0.5 only the best of them would stay,
@@ -728,7 +742,7 @@ print(f"{sum(n == 0 for n in per_image)} images without any; {784 * sum(per_imag
 
 # %%
 def picture_of(ax, image):
-    return draw.image(ax, draw.denormalise(image, config.image_mean, config.image_std))
+    return draw.image(ax, draw.denormalise(image, IMAGE_MEAN, IMAGE_STD))
 
 
 def crop(ax, box):
@@ -757,7 +771,7 @@ for column, (i, n) in zip(axes.T, examples, strict=False):
     draw.heatmap(column[1], y)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "05_targets")
+_ = save_figure(fig, "05_targets")
 
 # %% [markdown]
 # Where a box cuts an object, the target is cut too: the mask head is never asked about pixels outside its box, and cannot
@@ -781,8 +795,8 @@ print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 # %% [markdown]
 # ## Train, or load what was trained
 #
-# The stage holds no more than the two halves seen above. `sample` runs the frozen parts, makes the targets and pools the features;
-# `loss` runs the head on them.
+# The stage holds no more than the two halves seen above. `sample` runs the frozen parts; `of_boxes`, which joint fine-tuning calls too,
+# chooses the boxes, makes their targets and pools their features; `loss` runs the head on them.
 
 # %%
 show(stages.MaskHeadStage, stages.mask_samples)
@@ -792,7 +806,7 @@ show(stages.MaskHeadStage, stages.mask_samples)
 
 # %%
 train_until("maskhead", config, DATA, WEIGHTS)
-model = load_model(WEIGHTS, "maskhead").to(device)
+model = load_model(WEIGHTS, "maskhead", config).to(DEVICE)
 
 # %% [markdown]
 # The loss of every epoch, on the boxes of the train split and on those of the val split.
@@ -803,7 +817,7 @@ fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 draw.curves(ax, history)
 _ = ax.axhline(torch.tensor(2.0).log(), color="grey", linewidth=1, label="ln 2: undecided")
 _ = ax.legend(frameon=False, fontsize=8)
-_ = runtime.save_figure(fig, "05_learning_curve")
+_ = save_figure(fig, "05_learning_curve")
 
 # %% [markdown]
 # What the curve says, in numbers:
@@ -826,7 +840,7 @@ images, targets, content = batch(val_set, range(min(8, len(val_set))))
 features, _, _, chosen = boxes_in_training(images, targets, content)
 with torch.no_grad():
     samples = stages.mask_samples(model, features, chosen, targets)
-    every_class = model.mask_head(samples["pooled"]).sigmoid()  # (D, K, 28, 28)
+    every_class = model.mask_head(samples["pooled"]).sigmoid()  # (D, C, 28, 28)
 predicted = maskhead.class_masks(every_class, samples["labels"]).cpu()
 owner = [(i, n) for i, one in enumerate(chosen) for n in range(len(one["boxes"]))]  # image and place of each of the D
 examples = [d for d, (_, n) in enumerate(owner) if n == 0][:7]
@@ -847,7 +861,7 @@ for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 for ax, name in zip(axes[:, 0], ("image", "target", "probability", "wrong cells"), strict=True):
     _ = ax.set_ylabel(name)
-_ = runtime.save_figure(fig, "05_probabilities")
+_ = save_figure(fig, "05_probabilities")
 
 # %% [markdown]
 # The last row tells the kind of error: a thin seam along the outline is a question of resolution, a filled patch one of
@@ -881,7 +895,7 @@ for row, d in zip(axes, by_class, strict=True):
             draw.heatmap(ax, every_class[d, k - 1]).set_title(f"as {CLASS_NAMES[k]}", fontsize=10, weight=weight)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "05_three_masks")
+_ = save_figure(fig, "05_three_masks")
 
 
 # %% [markdown]
@@ -921,7 +935,7 @@ def best_match(found, box, label):
     return int(overlap.argmax()) if overlap.max() >= 0.5 else None
 
 
-pairs, objects_in_val, step = [], 0, config.eval_batch_size
+pairs, objects_in_val, step = [], 0, config.evaluation.batch_size
 for start in range(0, len(val_set), step):
     indices = range(start, min(start + step, len(val_set)))
     for index, found in zip(indices, detect(val_set, indices), strict=True):
@@ -959,21 +973,21 @@ best = thresholds[max(range(9), key=means.__getitem__)]
 fig, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
 _ = ax.plot(thresholds, means, marker="o", color=draw.COLOURS["predicted"], label="mask head")
 _ = ax.axhline(ceiling, color="grey", linestyle=":", label="28 × 28, perfect answer")
-_ = ax.axvline(config.mask_threshold, color="black", linewidth=0.8, label="threshold of the config")
+_ = ax.axvline(THRESHOLD, color="black", linewidth=0.8, label="our threshold")
 _ = ax.set(xlabel="threshold", ylabel="mean mask IoU (val)", ylim=(0, 1))
 _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-_ = runtime.save_figure(fig, "05_threshold")
+_ = save_figure(fig, "05_threshold")
 
 # %% [markdown]
 # In words:
 
 # %%
-at_config, _ = mask_ious(config.mask_threshold)
+at_ours, _ = mask_ious(THRESHOLD)
 print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; the rest is not the mask head's to mend.")
 if pairs:
-    gain = max(means) - float(at_config.mean())
-    print(f"mean mask IoU {float(at_config.mean()):.3f} at {config.mask_threshold}, best {max(means):.3f} at {best}")
-    print("The config's threshold is as good as any." if gain < 0.01 else f"The best threshold would bring {gain:.3f}.")
+    gain = max(means) - float(at_ours.mean())
+    print(f"mean mask IoU {float(at_ours.mean()):.3f} at {THRESHOLD}, best {max(means):.3f} at {best}")
+    print("Our threshold is as good as any." if gain < 0.01 else f"The best threshold would bring {gain:.3f}.")
 
 # %% [markdown]
 # The threshold trades missing pixels for surplus ones. A flat top means that few pixels are in doubt: most probabilities
@@ -991,7 +1005,7 @@ if pairs:
 # away). Occlusion: whether its box overlaps another object's.
 
 # %%
-ious, pasted = mask_ious(config.mask_threshold)
+ious, pasted = mask_ious(THRESHOLD)
 outside = F.pad(1 - true_masks[:, None].float(), (4, 4, 4, 4), value=1)  # beyond the image's border is outside too
 core = 1 - F.max_pool2d(outside, 9, stride=1)[:, 0]
 thin = 1 - core.sum((1, 2)) / true_masks.sum((1, 2)).clamp(min=1)
@@ -1017,7 +1031,7 @@ _ = axes[1].set_xlim(-0.5, 1.5)
 _ = axes[0].set(xlabel="share of the object within 5 pixels of its outline", ylabel="mask IoU", ylim=(0, 1))
 if pairs:
     _ = axes[0].legend(frameon=False, loc="lower left")
-_ = runtime.save_figure(fig, "05_thin_and_occluded")
+_ = save_figure(fig, "05_thin_and_occluded")
 
 # %% [markdown]
 # The same in numbers. A correlation near −1 would mean: the thinner, the worse.
@@ -1050,7 +1064,7 @@ for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 for ax, name in zip(axes[:, 0], ("best", "worst"), strict=True):
     _ = ax.set_ylabel(name)
-_ = runtime.save_figure(fig, "05_best_and_worst")
+_ = save_figure(fig, "05_best_and_worst")
 
 # %% [markdown]
 # Look at the worst ones and ask of each: was the box wrong, was the object hidden, or was the shape too fine? Only the
@@ -1065,10 +1079,10 @@ _ = runtime.save_figure(fig, "05_best_and_worst")
 # %%
 picture, _ = val_set[0]
 with torch.no_grad():
-    result = {key: value.cpu() for key, value in model(picture[None].to(device), "maskhead")[0].items()}
+    result = {key: value.cpu() for key, value in model(picture[None].to(DEVICE), "maskhead")[0].items()}
 parts = detect(val_set, [0])[0]
 assert_close(result["boxes"], parts["boxes"])
-assert_close(result["masks"], maskhead.paste_masks(parts["masks"], parts["boxes"], (300, 400), config.mask_threshold))
+assert_close(result["masks"], maskhead.paste_masks(parts["masks"], parts["boxes"], (300, 400), THRESHOLD))
 
 assert maskhead.paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (300, 400), 0.5).shape == (0, 300, 400)
 assert maskhead.mask_targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), mask, 28).shape == (0, 28, 28)
@@ -1081,7 +1095,7 @@ print("module = parts; empty stays empty; masks stay inside their boxes")
 # ## Figures exported
 
 # %%
-for path in sorted(runtime.paths().figures.glob("05_*.p*")):
+for path in sorted(paths().figures.glob("05_*.p*")):
     print(path.name)
 
 # %% [markdown]
@@ -1091,17 +1105,17 @@ for path in sorted(runtime.paths().figures.glob("05_*.p*")):
 #   of them an image.
 # - A target is the ground-truth mask under RoIAlign with 28 × 28 cells: no rounding, no shift.
 # - Four convolutions, one deconvolution, one 1 × 1 convolution; a loss that sees the true class's mask alone.
-# - Pasting is $R M S^\top$: two products, exact, for all masks at once.
+# - Pasting is $V \hat Y W^\top$: two products, exact, for all masks at once.
 # - The 28 × 28 grid itself sets a ceiling; the distance from it is what more training, finer features or a better box can
 #   still gain.
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Raise `mask_pool_size` to 28, which makes $m = 56$. What happens to the ceiling, and what to the time of a step?
+# 1. Raise `POOL_SIZE` in `lib/maskhead.py` to 28, which makes $m = 56$. What happens to the ceiling, and what to the time of a step?
 # 2. Compute by hand the pasted value of a corner pixel for $m = 28$ in a box of 28 × 28 pixels. Why is it 1 and not
 #    0.5625?
-# 3. Train with `mask_positive_iou=0.7`. Fewer boxes, closer to those of testing: does the val loss say which is better?
+# 3. Train again with `MASK_POSITIVE_IOU` in `lib/boxhead.py` at 0.7. Fewer boxes, closer to those of testing: does the val loss say which is better?
 # 4. Replace the binary cross entropy by a Dice loss. On which objects would you expect a difference?
 # 5. An object with a hole (a wheel, a handle): does the mask show it? Find the smallest hole that 28 × 28 cells can hold
 #    in a box 200 pixels wide.
@@ -1116,11 +1130,11 @@ for path in sorted(runtime.paths().figures.glob("05_*.p*")):
 fig, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
 for ax, index in zip(axes.flat, range(min(6, len(val_set))), strict=False):
     picture, _ = val_set[index]
-    found = model(picture[None].to(device), "maskhead")[0]
+    found = model(picture[None].to(DEVICE), "maskhead")[0]
     draw.detections(draw.image(ax, picture), found, CLASS_NAMES)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "05_montage")
+_ = save_figure(fig, "05_montage")
 
 # %% [markdown]
 # ## The browser
@@ -1129,6 +1143,6 @@ _ = runtime.save_figure(fig, "05_montage")
 # only while it runs.)
 
 # %%
-from lib import browser
+from lib.notebook import browser
 
 browser.browse_masks(model, val_set)

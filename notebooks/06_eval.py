@@ -64,16 +64,19 @@ if root is None and "google.colab" in sys.modules:
 assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
 sys.path.insert(0, str(root))
 
-from lib import run, runtime
 from lib.config import load_config
+from lib.data.sources import ensure_data, weights_folder
+from lib.machine.device import seed_everything
+from lib.notebook import colab, figures
+from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = runtime.SCREEN_DPI
-runtime.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
+plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
+colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument overrides fields: ["rpn_epochs=2"]
-DATA = run.ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-WEIGHTS = run.weights_folder(SOURCE, config)  # weights/<profile>
-runtime.seed_everything(config.seed)
+config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
+DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
+seed_everything(config.training.seed)
 
 # %% [markdown]
 # What this notebook uses, and a helper that shows source text of `lib`.
@@ -91,13 +94,22 @@ from pycocotools import mask as rle
 from torch.testing import assert_close
 
 from benchmarks.cost import cost_figure
-from lib import draw, evaluate, report, stages
 from lib.boxes import iou_matrix, scale_boxes
-from lib.checkpoint import backbone_origin, load_model
-from lib.config import CLASS_NAMES, STAGES
-from lib.data import CourseDataset, preprocess_images
+from lib.boxhead import CLASS_NAMES
+from lib.commands.evaluate import write_json
+from lib.config import STAGES
+from lib.data.reader import CourseDataset
+from lib.machine.device import device
+from lib.machine.folders import paths
 from lib.maskhead import paste_masks
-from lib.train import read_history, train_until
+from lib.notebook import draw, report
+from lib.preprocess import preprocess_images
+from lib.scores import coco_ap, evaluate
+from lib.scores.results import box_results, encode_masks
+from lib.training import stages
+from lib.training.checkpoint import backbone_origin, load_model
+from lib.training.history import read_history
+from lib.training.loop import train_until
 
 
 def show(*parts):
@@ -112,9 +124,9 @@ def show(*parts):
 # | $s$ | score of a detection: the box head's probability of its class |
 # | $\tau$ | IoU from which on a detection counts as right: 0.5, or 0.50, 0.55, …, 0.95 in turn |
 # | TP, FP | detections that are right, that are wrong |
-# | $P$ = TP / (TP + FP) | precision: how much of what was said is right |
-# | $R$ = TP / objects | recall: how much of what is there was said |
-# | AP | average precision of a class: the area under $P$ over $R$ |
+# | precision | TP / (TP + FP): how much of what was said is right |
+# | recall | TP / objects: how much of what is there was said |
+# | AP | average precision of a class: the area under precision over recall |
 # | mAP | mean of AP over the classes |
 # | AR@$N$ | average recall of the RPN's $N$ best proposals |
 
@@ -153,10 +165,10 @@ for y in range(4):
         ax.text(x + 0.5, y + 0.5, name, ha="center", va="center", color="black" if name == "both" else "white")
 
 # %% [markdown]
-# pycocotools, which does the counting in `lib.evaluate`, stores a mask as run lengths and finds the same.
+# pycocotools, which does the counting in `lib.scores`, stores a mask as run lengths and finds the same.
 
 # %%
-codes = evaluate.encode_masks(torch.stack([square, ell]))
+codes = encode_masks(torch.stack([square, ell]))
 assert_close(rle.iou(codes[:1], codes[1:], [0])[0, 0], both / either)
 print("run-length code of the square:", codes[0])
 
@@ -170,7 +182,7 @@ print("run-length code of the square:", codes[0])
 # Two images, three people: $A$ and $B$ in the first, $C$ in the second. Five detections of class *person*, best score
 # first:
 #
-# | | score | image | IoU | right at $\tau = 0.5$? | TP | FP | $P$ | $R$ |
+# | | score | image | IoU | right at $\tau = 0.5$? | TP | FP | precision | recall |
 # |---|---|---|---|---|---|---|---|---|
 # | 1 | 0.95 | first | 1.00 with $A$ | yes | 1 | 0 | 1 | 1/3 |
 # | 2 | 0.90 | first | 0.82 with $A$ | **no: a duplicate, $A$ is taken** | 1 | 1 | 1/2 | 1/3 |
@@ -263,15 +275,15 @@ for n, (r, p) in enumerate(zip(recall[1:], precision[1:], strict=True), start=1)
     _ = ax.annotate(str(n), (r, p), xytext=(-12, -12), textcoords="offset points", fontsize=9)
 _ = ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1.03), ylim=(0, 1.08))
 _ = ax.legend(frameon=False, loc="lower left")
-_ = runtime.save_figure(fig, "06_five_detections")
+_ = save_figure(fig, "06_five_detections")
 
 # %% [markdown]
-# ### The part: `lib.evaluate`
+# ### The part: `lib.scores.coco_ap`
 #
 # pycocotools matches; the two scores are read from its matches.
 
 # %%
-show(evaluate.precision_recall, evaluate.course_map, evaluate.average_precision)
+show(coco_ap.precision_recall, coco_ap.course_map, coco_ap.average_precision)
 
 # %% [markdown]
 # The five detections in COCO's format: objects as annotations, boxes as $(x, y, w, h)$, a person is category 2.
@@ -279,13 +291,13 @@ show(evaluate.precision_recall, evaluate.course_map, evaluate.average_precision)
 # %%
 person = torch.tensor([2])
 boxes_of = [(image, torch.tensor([box]).float()) for image, box in objects]
-annotations = [evaluate.box_results(image, box, person, torch.ones(1))[0] for image, box in boxes_of]
+annotations = [box_results(image, box, person, torch.ones(1))[0] for image, box in boxes_of]
 annotations = [{**a, "id": n, "area": 100, "iscrowd": 0} for n, a in enumerate(annotations, start=1)]
 pictures = [{"id": 0}, {"id": 1}]
-truth = evaluate._coco({"images": pictures, "annotations": annotations, "categories": evaluate.CATEGORIES})
+truth = coco_ap._coco({"images": pictures, "annotations": annotations, "categories": coco_ap.CATEGORIES})
 found = []
 for s, image, box in detections:
-    found += evaluate.box_results(image, torch.tensor([box]).float(), person, torch.tensor([s]))
+    found += box_results(image, torch.tensor([box]).float(), person, torch.tensor([s]))
 
 # %% [markdown]
 # Predicted, besides the two numbers above: at $\tau \ge 0.7$ detection 5 (IoU 0.67) no longer counts. Six of the ten
@@ -293,9 +305,9 @@ for s, image, box in detections:
 # $0.4 \cdot 0.7564 + 0.6 \cdot 0.5545 = 0.6352$.
 
 # %%
-by_lib = evaluate.coco_evaluation(truth, found, "bbox")
-assert_close(evaluate.course_map(by_lib), area)
-scores = evaluate.average_precision(by_lib)
+by_lib = coco_ap.coco_evaluation(truth, found, "bbox")
+assert_close(coco_ap.course_map(by_lib), area)
+scores = coco_ap.average_precision(by_lib)
 assert_close(scores["AP50"], np.mean(staircase))
 assert_close(scores["AP"], 0.4 * 76.4 / 101 + 0.6 * 56 / 101)
 print({name: round(scores[name], 4) for name in ("AP", "AP50", "AP75")})
@@ -309,7 +321,7 @@ print({name: round(scores[name], 4) for name in ("AP", "AP50", "AP75")})
 # $0.4 \cdot 1 + 0.6 \cdot \tfrac23 = 0.8$.
 
 # %%
-recalls = evaluate.proposal_recall(truth, found)
+recalls = coco_ap.proposal_recall(truth, found)
 assert_close(recalls["AR@100"], 0.8)
 print({name: round(value, 4) for name, value in recalls.items()})
 
@@ -329,20 +341,24 @@ print({name: round(value, 4) for name, value in recalls.items()})
 show(stages.JointStage)
 
 # %% [markdown]
-# The RPN's batch normalisation keeps its stored statistics, as in testing. And the boxes that train the mask head come from
-# the box head's own minibatch: the proposals are pooled once, not twice.
+# It is the three stages on the same features. But the boxes that train the mask head come from the box head's own minibatch: the
+# proposals are pooled once, not twice. And the RPN's batch normalisation keeps its stored statistics, as in testing: `Learner`, which
+# brings a stage and the backbone together for the training loop, sees to that.
 
 # %% [markdown]
 # ### What the joint stage does otherwise
 #
-# The three stages follow the assignment's sheet, but for which anchors the RPN learns from (notebook 03). Joint fine-tuning uses
-# more of the freedom that the sheet gives ("feel free to make adjustments"): its config lists what it changes.
+# The three stages follow the assignment's sheet, but for which anchors the RPN learns from (notebook 03) and which boxes the mask head does
+# (notebook 05). Joint fine-tuning uses more of the freedom that the sheet gives ("feel free to make adjustments"): `config.joint.changes`
+# lists what it changes. Each can be set, as `joint.rpn.box_weight=3`.
 
 # %%
 joint_config = config.of_stage("joint")
-fields = [change.partition("=")[0] for change in config.joint_changes]
 report.markdown(
-    [{"field": f, "in the stages": str(getattr(config, f)), "joint": str(getattr(joint_config, f))} for f in fields]
+    [
+        {"number": path, "in the stages": str(config.value(path)), "joint": str(joint_config.value(path))}
+        for path, _ in config.joint.changes
+    ]
 )
 
 # %% [markdown]
@@ -353,7 +369,7 @@ report.markdown(
 # *bar* is what we want it to reach:
 
 # %%
-MEASURED = runtime.root() / "figures"  # tables that come with the project
+MEASURED = root / "figures"  # tables that come with the project
 rows = report.read_table("06_stages", MEASURED)
 report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation") if row[k]} for row in rows])
 
@@ -388,7 +404,7 @@ for ax, stage in zip(axes.flat, STAGES, strict=True):
     draw.curves(ax, read_history(WEIGHTS, stage)).set_title(stage, fontsize=10)
     _ = ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _ = ax.set_ylim(0, 1.05 * ax.dataLim.ymax)
-_ = runtime.save_figure(fig, "06_learning_curves")
+_ = save_figure(fig, "06_learning_curves")
 
 
 # %% [markdown]
@@ -411,15 +427,15 @@ for stage in STAGES:
 # Each model sees the test images once; everything below is computed from what it said then.
 
 # %%
-device = runtime.device()
-test_set = CourseDataset(DATA, "test", config)
-truth = evaluate.ground_truth(test_set)
-models = {stage: load_model(WEIGHTS, stage).to(device) for stage in ("maskhead", "joint")}
+DEVICE = device()
+test_set = CourseDataset(DATA, "test", config.data)
+truth = coco_ap.ground_truth(test_set)
+models = {stage: load_model(WEIGHTS, stage, config).to(DEVICE) for stage in ("maskhead", "joint")}
 said = {stage: evaluate.collect_results(model, test_set, stage) for stage, model in models.items()}
 print(f"{len(test_set)} images, {len(truth.anns)} objects;", {s: len(r["box"]) for s, r in said.items()}, "detections")
 
 # %% [markdown]
-# `lib.evaluate.evaluate_model` goes from a model to its scores. Here the same steps are taken one by one, because we want
+# `lib.scores.evaluate.evaluate_model` goes from a model to its scores. Here the same steps are taken one by one, because we want
 # to keep the evaluations for the curves.
 
 # %%
@@ -432,10 +448,10 @@ show(evaluate.evaluate_model)
 # %%
 def score(truth, results, images):
     kinds = {"box": "bbox", "mask": "segm"}
-    evaluations = {name: evaluate.coco_evaluation(truth, results[name], kind) for name, kind in kinds.items()}
-    scores = {"images": images, "rpn": evaluate.proposal_recall(truth, results["proposals"])}
-    scores |= {name: evaluate.average_precision(e) for name, e in evaluations.items()}
-    scores["course"] = {f"{name}_mAP": evaluate.course_map(e) for name, e in evaluations.items()}
+    evaluations = {name: coco_ap.coco_evaluation(truth, results[name], kind) for name, kind in kinds.items()}
+    scores = {"images": images, "rpn": coco_ap.proposal_recall(truth, results["proposals"])}
+    scores |= {name: coco_ap.average_precision(e) for name, e in evaluations.items()}
+    scores["course"] = {f"{name}_mAP": coco_ap.course_map(e) for name, e in evaluations.items()}
     return scores, evaluations
 
 
@@ -450,18 +466,18 @@ evaluations = {stage: e for stage, (_, e) in scored.items()}
 few = copy.copy(test_set)
 few.indices = test_set.indices[:4]
 theirs = evaluate.evaluate_model(models["joint"], few)
-ours, _ = score(evaluate.ground_truth(few), evaluate.collect_results(models["joint"], few), 4)
+ours, _ = score(coco_ap.ground_truth(few), evaluate.collect_results(models["joint"], few), 4)
 assert all(ours[name] == value for name, value in theirs.items())
 
 # %% [markdown]
 # So nothing is lost by going step by step, and the model need not look at the images again.
 
 # %% [markdown]
-# The file that leaves this notebook: the scores of the fine-tuned system, as `python -m lib.evaluate` writes them.
+# The file that leaves this notebook: the scores of the fine-tuned system, as `python -m lib evaluate` writes them.
 
 # %%
 metrics = {"split": "test", "backbone": backbone_origin(config), **scores["joint"]}
-evaluate.write_metrics(metrics, runtime.paths().figures / "metrics.json")
+write_json(metrics, paths().figures / "metrics.json")
 print({part: sorted(value) if isinstance(value, dict) else value for part, value in metrics.items()})
 
 # %% [markdown]
@@ -530,13 +546,13 @@ for part, name in (("box", "AP"), ("box", "AP50"), ("mask", "AP"), ("mask", "AP5
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
 for ax, kind, title in zip(axes, ("box", "mask"), ("boxes", "masks"), strict=True):
-    draw.precision_recall(ax, evaluate.precision_recall(evaluations["joint"][kind]), CLASS_NAMES)
-    curves = evaluate.precision_recall(evaluations["maskhead"][kind])
+    draw.precision_recall(ax, coco_ap.precision_recall(evaluations["joint"][kind]), CLASS_NAMES)
+    curves = coco_ap.precision_recall(evaluations["maskhead"][kind])
     for (r, p), colour in zip(curves, draw.CLASS_COLOURS[1:], strict=True):
         _ = ax.plot(r, p, ":", color=colour)
     _ = ax.set_title(f"{title}: course mAP {scores['joint']['course'][f'{kind}_mAP'] or 0:.3f}", fontsize=10)
 _ = axes[1].set_ylabel("")
-_ = runtime.save_figure(fig, "06_precision_recall")
+_ = save_figure(fig, "06_precision_recall")
 
 
 # %% [markdown]
@@ -547,7 +563,7 @@ _ = runtime.save_figure(fig, "06_precision_recall")
 
 # %%
 def mean_where_defined(values):
-    values = values[values > evaluate.UNDEFINED]
+    values = values[values > coco_ap.UNDEFINED]
     return float(values.mean()) if values.size else 0.0
 
 
@@ -559,7 +575,7 @@ for kind, colour in (("box", draw.LINES[0]), ("mask", draw.LINES[1])):
         _ = ax.plot(e.params.iouThrs, at, style, color=colour, label=f"{kind}, {'after' if style == '-' else 'before'}")
 _ = ax.set(xlabel="IoU threshold", ylabel="AP (mean over classes)", ylim=(0, 1))
 _ = ax.legend(frameon=False)
-_ = runtime.save_figure(fig, "06_ap_over_iou")
+_ = save_figure(fig, "06_ap_over_iou")
 
 # %% [markdown]
 # At high thresholds the boxes usually keep more than the masks: a box has four numbers to get right, an outline has
@@ -582,7 +598,7 @@ for shift, kind, colour in ((-0.2, "box", draw.LINES[0]), (0.2, "mask", draw.LIN
 _ = ax.set_xticks(range(3), [f"{name}\nobjects: {count}" for name, count in counts.items()])
 _ = ax.set(ylabel="AP after fine-tuning", ylim=(0, 1.1))
 _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-_ = runtime.save_figure(fig, "06_ap_by_size")
+_ = save_figure(fig, "06_ap_by_size")
 
 
 # %% [markdown]
@@ -700,7 +716,7 @@ for k, n in enumerate(SHOWN):
     draw.boxes(above, targets[n]["boxes"], "truth").set_title("true: " + ", ".join(names), fontsize=10)
     draw.detections(draw.image(below, test_set[n][0]), confident[n], CLASS_NAMES).set_title(fate(n), fontsize=10)
     above.axis("on"), below.axis("on")
-_ = runtime.save_figure(fig, "06_detections")
+_ = save_figure(fig, "06_detections")
 
 # %% [markdown]
 # Look for three things: objects without a box, boxes without an object, and masks that spill over or stop short.
@@ -721,7 +737,7 @@ for line, (name, chosen) in zip(axes, rows.items(), strict=True):
         ax.set_title(f"{name}: mask IoU {qualities[n]:.2f}", fontsize=9)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "06_best_typical_worst")
+_ = save_figure(fig, "06_best_typical_worst")
 
 # %% [markdown]
 # All images at once. A heap at 0 is made of missed objects, the right-hand heap of good outlines; an image in between may
@@ -731,7 +747,7 @@ _ = runtime.save_figure(fig, "06_best_typical_worst")
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
 draw.histogram(ax, qualities, bins=np.linspace(0, 1, 21), xlabel="mean mask IoU of an image's objects (missed: 0)")
 _ = ax.set_ylabel("images")
-_ = runtime.save_figure(fig, "06_quality")
+_ = save_figure(fig, "06_quality")
 nothing = sum(q == 0 for q in qualities)
 print(f"median {np.median(qualities):.3f}; in {nothing} of {len(qualities)} images no object was found with its class")
 
@@ -749,7 +765,7 @@ for s in scores.values():
         assert min(classes) - 1e-9 <= s[kind]["AP"] <= max(classes) + 1e-9
     assert s["rpn"]["AR@1000"] >= s["rpn"]["AR@100"] - 1e-9
 
-again = models["joint"](test_set[0][0][None].to(device))[0]
+again = models["joint"](test_set[0][0][None].to(DEVICE))[0]
 assert len(again["boxes"]) == len(found[0]["boxes"])
 print("the scores are consistent, and the detections are those of the model")
 
@@ -766,7 +782,7 @@ def timed(part, repeat=5):
     start = time.perf_counter()
     for _ in range(repeat):
         result = part()
-    if device.type == "cuda":
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return result, (time.perf_counter() - start) / repeat * 1000
 
@@ -775,16 +791,16 @@ def timed(part, repeat=5):
 # The five parts in order, each on the output of the one before.
 
 # %%
-model, picture = models["joint"], test_set[0][0][None].to(device)
-content, ms = (config.image_height, config.image_width), {}
+model, picture = models["joint"], test_set[0][0][None].to(DEVICE)
+content, ms = (config.image.height, config.image.width), {}
 back = (400 / content[1], 300 / content[0])
 with torch.no_grad():
-    features, ms["features"] = timed(lambda: model.features(preprocess_images(picture, config)))
+    features, ms["features"] = timed(lambda: model.features(preprocess_images(picture, config.image)))
     proposals, ms["RPN"] = timed(lambda: [p["boxes"] for p in model.propose(features, content)])
     refined, ms["box head"] = timed(lambda: model.detect(features, proposals, content)[0])
     masks, ms["mask head"] = timed(lambda: model.segment(features, [refined["boxes"]], [refined["labels"]])[0])
     _, ms["paste"] = timed(lambda: paste_masks(masks, scale_boxes(refined["boxes"], *back), (300, 400), 0.5))
-print(f"on this machine ({device.type}), {len(proposals[0])} proposals, {len(masks)} detections:")
+print(f"on this machine ({DEVICE.type}), {len(proposals[0])} proposals, {len(masks)} detections:")
 for part, value in ms.items():
     print(f"{part:10} {value:7.1f} ms   {value / sum(ms.values()):5.0%}")
 
@@ -792,14 +808,13 @@ for part, value in ms.items():
 # ### Beside torchvision's, at full size
 #
 # One 800 × 1066 image through a ResNet-50, 1000 proposals and 100 detections, in milliseconds on two CPU cores, ours and
-# torchvision's in turns (`python -m benchmarks.cost`). Ours is `lib/fast.py`'s copy of the model, BatchNorm folded into the
-# convolutions and the wide 3 × 3 ones by Winograd's algorithm. Left the parts, right how the whole grows.
+# torchvision's in turns, with the same weights (`python -m benchmarks.cost`). Left the parts, right how the whole grows.
 
 # %%
 cost_rows = report.read_table("06_cost", MEASURED)
 cost_rows = [row | {k: float(row[k]) for k in ("ours ms", "torchvision ms", "ratio")} for row in cost_rows]
 fig = cost_figure(cost_rows)
-_ = runtime.save_figure(fig, "06_cost")
+_ = save_figure(fig, "06_cost")
 fig
 
 # %%
@@ -815,7 +830,7 @@ report.markdown(
 # ## Figures exported
 
 # %%
-for path in sorted(runtime.paths().figures.glob("06_*")) + [runtime.paths().figures / "metrics.json"]:
+for path in sorted(paths().figures.glob("06_*")) + [paths().figures / "metrics.json"]:
     print(path.name)
 
 # %% [markdown]
@@ -849,8 +864,8 @@ print(f"Most frequent error at score 0.5: {most}.")
 #
 # 1. Remove detection 2, the duplicate, from the five. How do the two scores change, and why does one hardly notice?
 # 2. Give every detection the same score. What happens to the curve, and what does that say about calibration?
-# 3. Fine-tune twice as long (`joint_epochs=4` in the `demo` profile). Which of the five val losses rises first?
-# 4. Set `box_nms_iou` to 0.3 and to 0.7 and count the kinds of error again. Which one trades against which?
+# 3. Fine-tune twice as long (`joint.epochs=4` in the `demo` profile). Which of the five val losses rises first?
+# 4. Set `boxhead.test.nms_iou` to 0.3 and to 0.7 and count the kinds of error again. Which one trades against which?
 # 5. The score ranks detections by class alone. Multiply it by the mean probability of the mask's pixels and evaluate the
 #    masks again: does AP75 move?
 
@@ -866,7 +881,7 @@ for ax, n in zip(axes.flat, range(8, min(14, len(test_set))), strict=False):
     draw.detections(ax, found[n], CLASS_NAMES, threshold=0.5)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
-_ = runtime.save_figure(fig, "06_montage")
+_ = save_figure(fig, "06_montage")
 
 # %% [markdown]
 # ## The browser
@@ -875,6 +890,6 @@ _ = runtime.save_figure(fig, "06_montage")
 # the widget only while it runs.)
 
 # %%
-from lib import browser
+from lib.notebook import browser
 
 browser.browse_masks(models["joint"], test_set, stage="joint")

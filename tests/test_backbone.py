@@ -41,7 +41,7 @@ def test_weights_that_cannot_be_had(monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(module, "get_model", no_network)
-    message = "'DEFAULT' of 'mobilenet_v3_large'.*connect to the internet.*backbone.weights=none"
+    message = "'mobilenet_v3_large' with weights 'DEFAULT'.*connect to the internet.*backbone.weights=none"
     with pytest.raises(ValueError, match=message):
         build_backbone(DEMO.replace(**{"backbone.weights": "DEFAULT"}).backbone)
 

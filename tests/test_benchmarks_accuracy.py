@@ -27,8 +27,10 @@ def row(image: int, label: int, x1: int, x2: int, score: float) -> tuple[dict, d
 
 
 def test_what_became_of_each_object():
-    """Two objects 10 wide. The first is found 8 wide (IoU 0.8) under a wrong name, the second only with a low score;
-    one detection is beside everything, and so is one on the second image, which holds no object.
+    """Two objects 10 wide, one of them found.
+
+    The first is found 8 wide (IoU 0.8) under a wrong name, the second only with a low score; one detection is beside
+    everything, and so is one on the second image, which holds no object.
     """
     objects = [row(0, 1, 0, 10, 1.0), row(0, 2, 20, 30, 1.0)]
     annotations = [b | m | {"id": k, "area": 100.0, "iscrowd": 0} for k, (b, m) in enumerate(objects, 1)]

@@ -143,7 +143,8 @@ def test_the_counts_of_the_anchors_add_up(crossing, kinds):
 
 
 def test_the_threshold_hides_detections():
-    shown, hidden = (browser.masks_figure(Finder(), SCENES, 0, threshold=t) for t in (0.7, 0.71))
+    found = browser.predict(Finder(), SCENES[0][0], "maskhead")
+    shown, hidden = (browser.masks_figure(SCENES, 0, found, threshold=t) for t in (0.7, 0.71))
     assert "1 detections" in title(shown) and "0 detections" in title(hidden)
     assert [text.get_text() for text in shown.axes[0].texts] == ["vehicle", "person 0.70"]
     assert [text.get_text() for text in hidden.axes[0].texts] == ["vehicle"]
@@ -151,7 +152,8 @@ def test_the_threshold_hides_detections():
 
 @pytest.mark.parametrize("stage", ["boxhead", "maskhead"])
 def test_the_model_itself_can_be_browsed(stage):
-    fig = browser.masks_figure(MaskRCNN(CONFIG), SCENES, 0, stage, threshold=0.05)
+    found = browser.predict(MaskRCNN(CONFIG), SCENES[0][0], stage)
+    fig = browser.masks_figure(SCENES, 0, found, threshold=0.05)
     assert "1 objects" in title(fig) and plt.get_fignums() == []
 
 

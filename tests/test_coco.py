@@ -10,7 +10,7 @@ from pycocotools import mask as rle_tools
 
 from lib.__main__ import main
 from lib.data.coco import CATEGORIES, LABELS
-from lib.data.masks import mask_to_box
+from lib.data.masks import tight_box
 from lib.data.reader import CourseDataset
 
 MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini"
@@ -228,4 +228,4 @@ def test_real_photographs(tmp_path):
     dataset = CourseDataset(tmp_path, "val")
     assert (len(dataset), sum(map(len, dataset.labels))) == (74, 356)
     for _, target in (dataset[i] for i in range(0, 74, 20)):
-        assert [mask_to_box(mask).tolist() for mask in target["masks"].numpy()] == target["boxes"].tolist()
+        assert [tight_box(mask).tolist() for mask in target["masks"].numpy()] == target["boxes"].tolist()

@@ -178,7 +178,7 @@ def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path, content, message)
 @pytest.mark.parametrize(
     "record, message",
     [
-        (None, "error: .*b.safetensors cannot be read as a backbone's file"),
+        (None, "error: .*b.safetensors cannot be read"),
         ({}, "error: .*b.safetensors was not written by `python -m lib pretrain`: it has no images_seen"),
         ({"seeds": [*PRETRAINING_SEEDS[:-2]], "images_seen": 8}, "error: .* has seen all 14 pretraining seeds"),
     ],

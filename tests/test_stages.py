@@ -18,8 +18,9 @@ PARTS = ("backbone", "rpn", "box_head", "mask_head")
 
 
 def picture(*objects):
-    """An image and target, drawn here so that what can be learnt stays the same: an ellipse for each (x1, y1, x2, y2,
-    label), in the colour of its class on a dark ground.
+    """An image and target, drawn here so that what can be learnt stays the same.
+
+    It is an ellipse for each (x1, y1, x2, y2, label), in the colour of its class on a dark ground.
     """
     y, x = torch.meshgrid(torch.arange(300) + 0.5, torch.arange(400) + 0.5, indexing="ij")
     image, masks = torch.full((3, 300, 400), 60, dtype=torch.uint8), []
@@ -147,8 +148,9 @@ def test_samples_are_a_seam(tiny_model, batch, config):
 
 
 def settle(model, x: torch.Tensor) -> None:
-    """Give the backbone's BatchNorms the statistics of x, as training would: with fresh ones deep maps hardly vary, and
-    a head on a frozen backbone has little to learn from.
+    """Give the backbone's BatchNorms the statistics of x, as training would.
+
+    With fresh ones deep maps hardly vary, and a head on a frozen backbone has little to learn from.
     """
     for module in model.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

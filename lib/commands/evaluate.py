@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the four course files")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the trained stages")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument(
-        "--stage", choices=STAGES, help="score the system as it was after this stage (default: the last)"
-    )
+    parser.add_argument("--stage", choices=STAGES, help="the system as it was after this one (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("metrics.json"))
     args = parser.parse_args(argv)
     keep_memory()

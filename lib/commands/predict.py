@@ -1,8 +1,9 @@
 """A trained model on a user's own pictures: an overlay of each, and one COCO-format JSON of all.
 
-    python -m lib predict photo.jpg more/*.png --weights weights/demo --out predictions
+python -m lib predict photo.jpg more/*.png --weights weights/demo --out predictions
 
-H x W  a picture's own size, any; EXIF orientation applied. Boxes and masks are in its pixels.    D  detections
+H x W  a picture's own size, any, its EXIF orientation applied    D  detections
+boxes and masks are in pixels of the picture
 """
 
 import argparse
@@ -60,17 +61,17 @@ def save_overlay(picture: np.ndarray, found: dict, path: Path) -> None:
 
 def overlay_paths(pictures: list[Path], out: Path) -> list[Path]:
     """NAME_overlay.png for each picture, numbered where a name comes twice; never one of the pictures themselves."""
-    taken, paths = {picture.resolve() for picture in pictures}, []
+    taken = [picture.resolve() for picture in pictures]
     for picture in pictures:
         names = (out.resolve() / f"{picture.stem}_overlay{n or ''}.png" for n in itertools.count())
-        paths.append(next(path for path in names if path not in {*taken, *paths}))
-    return paths
+        taken.append(next(path for path in names if path not in taken))
+    return taken[len(pictures) :]
 
 
 def coco_annotations(image: int, found: dict, first: int) -> list[dict]:
     """COCO annotations, numbered from `first`: `bbox` (x, y, width, height), `score`, and `segmentation` as RLE."""
-    rows = box_results(image, found["boxes"], found["labels"], found["scores"])
-    rows = [{"id": first + n, "iscrowd": 0, **row} for n, row in enumerate(rows)]
+    results = box_results(image, found["boxes"], found["labels"], found["scores"])
+    rows = [{"id": first + n, "iscrowd": 0, **row} for n, row in enumerate(results)]
     for row, code in zip(rows, encode_masks(found.get("masks", ())), strict="masks" in found):
         row |= {"area": int(rle.area(code)), "segmentation": {**code, "counts": code["counts"].decode()}}
     return rows

@@ -31,12 +31,10 @@ def _announcement(names: list[str], config: Config, source: str) -> str:
     """What the run will do and cost, before it starts."""
     processor = "a GPU" if torch.cuda.is_available() else f"the CPU ({torch.get_num_threads()} threads)"
     data = f"{config.data.images} scenes to write" if needs_scenes(source) else f"data/{source} as it is"
-    trained = sorted(file.stem for file in weights_folder(source, config).glob("*.safetensors"))
-    return (
-        f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}; "
-        f"stages trained already: {', '.join(trained) or 'none'}.\n"
-        "From nothing, the demo profile takes about 11 minutes on two CPU cores and 1 GB of disk."
-    )
+    trained = ", ".join(sorted(file.stem for file in weights_folder(source, config).glob("*.safetensors"))) or "none"
+    what = f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}"
+    cost = "From nothing, the demo profile takes about 11 minutes on two CPU cores and 1 GB of disk."
+    return f"{what}; stages trained already: {trained}.\n{cost}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

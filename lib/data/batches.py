@@ -1,13 +1,15 @@
 """What a data set gives -> batches in the network's frame, mirrored or not.
 
-B  images    G  objects of an image    H x W  the frame of the images as given    Hp x Wp  the network's input
+B  images    G  objects of an image    H x W  images as given    Hp x Wp  the network's input
 boxes are xyxy in pixels, pixel i covering [i, i + 1); content (height, width) is the image inside the padding
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lib.boxes import Size
 from lib.preprocess import ImageConfig, content_size, preprocess_images, preprocess_targets
@@ -19,10 +21,30 @@ def collate(samples: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]
     return torch.stack(images), list(targets)
 
 
+class Examples(Dataset):
+    """Images with their targets; `indices` are the numbers of the images."""
+
+    indices: Sequence[int]
+    collate: Callable[..., tuple] = staticmethod(collate)  # several items -> a batch
+    workers: int | None = None  # processes that read ahead; None: two on a GPU
+    renewed = True  # it draws anew in each epoch, and so must its processes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def loader(dataset: Examples, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
+    """Batches of uint8 images, or of stored features; on a GPU, processes read ahead into pinned memory."""
+    gpu = device.type == "cuda"
+    workers = (2 if gpu else 0) if dataset.workers is None else dataset.workers
+    read = partial(DataLoader, num_workers=workers, pin_memory=gpu, persistent_workers=gpu and not dataset.renewed)
+    return read(dataset, batch_size, shuffle, collate_fn=dataset.collate, drop_last=shuffle)
+
+
 def prepare(
     images: Tensor, targets: list[dict], config: ImageConfig, flip_probability: float = 0.0
 ) -> tuple[Tensor, list[dict], Size]:
-    """A collated batch on the device -> the network's input (B, 3, Hp, Wp), the targets in its frame, the content.
+    """Images (B, 3, H, W) uint8 on the device -> the network's input (B, 3, Hp, Wp), targets in its frame, the content.
 
     Each image is mirrored with the probability that is given.
     """
@@ -34,19 +56,19 @@ def prepare(
 
 
 def flip_horizontally(images: Tensor, targets: list[dict], which: Tensor) -> tuple[Tensor, list[dict]]:
-    """Mirror the images (B, 3, H, W) where `which` (B,) is true, with their boxes and masks; before any rescaling."""
+    """Images (B, 3, H, W) and targets -> the same, mirrored where `which` (B,) is true; before any rescaling."""
     flipped = torch.where(which[:, None, None, None], images.flip(-1), images)
     mirrored = flip_targets(targets, images.shape[-1])
     return flipped, [m if flip else t for m, t, flip in zip(mirrored, targets, which.tolist(), strict=True)]
 
 
 def flip_targets(targets: list[dict], width: int) -> list[dict]:
-    """The targets of the mirrored images, whose frame is `width` pixels wide."""
+    """Targets -> those of the mirrored images, whose frame is `width` pixels wide."""
     flipped = [{**target, "boxes": flip_boxes(target["boxes"], width)} for target in targets]
     return [{**t, "masks": t["masks"].flip(-1)} if "masks" in t else t for t in flipped]
 
 
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
-    """Boxes (N, 4) of the mirrored image: x -> width - x."""
+    """Boxes (G, 4) -> those of the mirrored image: x -> width - x."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

@@ -1,6 +1,6 @@
 """COCO -> the four course files: any set in COCO's instances format, cut to the course's classes and frame.
 
-    h x w  the stored photograph    H x W  300 x 400, the frame of the course files    G  objects of an image
+    h x w  the photograph as stored    H x W  300 x 400, an image of the course files    G  objects of an image
 
 Photographs are resized without keeping their aspect ratio: the course files have no room for padding, and most are
 4:3, as the frame is. Image and masks go through one antialiased filter; a mask pixel is set where at least half of it
@@ -10,7 +10,7 @@ Crowd regions are left out.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
 from lib.boxhead import CLASS_NAMES
-from lib.data.masks import mask_to_box
+from lib.data.masks import tight_box
 from lib.data.reader import FILES
 from lib.data.split import write_split
 from lib.data.writer import CourseWriter
@@ -87,16 +87,14 @@ def _load_json(path: Path) -> dict:
 
 def convert_image(photo: Photograph, folder: Path, max_objects: int | None, min_size: float) -> tuple | None:
     """Image (3, H, W) uint8, labels (G,), boxes (G, 4) and masks (G, H, W); None for an image that is left out."""
-    labels, boxes, masks = [], [], []
+    kept = []
     for annotation, label in photo.objects:
         mask = resize(Image.fromarray(decode_mask(annotation, photo.record) * np.uint8(255))) >= 128  # of 255: half
-        box = mask_to_box(mask)
-        if box is not None and np.prod(box[2:] - box[:2]) >= min_size**2:
-            labels.append(label)
-            boxes.append(box)
-            masks.append(mask)
-    if 0 < len(labels) <= (max_objects or len(labels)):
-        return read_image(photo.record, folder), labels, np.stack(boxes), np.stack(masks)
+        box = tight_box(mask) if mask.any() else np.zeros(4)
+        if np.prod(box[2:] - box[:2]) >= max(1, min_size**2):
+            kept.append((label, box, mask))
+    if 0 < len(kept) <= (max_objects or len(kept)):
+        return read_image(photo.record, folder), *map(np.stack, zip(*kept, strict=True))
     return None
 
 
@@ -152,7 +150,7 @@ def convert(images: Path, annotations: Path, out: Path, max_objects: int | None 
 
     Images with more than `max_objects` are left out whole, as unlabelled objects would be taught as background. Objects
     whose box has a sqrt(w h) below `min_size` pixels of the frame are left out, yet stay visible. `limit` is a number
-    of images written, `split` the split that the whole set is of; without it `lib.data` draws one. Raises
+    of images written, `split` the split that the whole set is of; without it `lib.data.split` draws one. Raises
     FileNotFoundError or ValueError, naming file and item, for unusable input or where `out` holds a set already;
     nothing is written then.
     """
@@ -176,7 +174,7 @@ def convert(images: Path, annotations: Path, out: Path, max_objects: int | None 
     print(f"Wrote {len(writer.labels)} images with {sum(map(len, writer.labels))} objects to {out}.")
 
 
-def _in_threads(function: Callable, items: list) -> Iterator:
+def _in_threads(function: Callable, items: Iterable) -> Iterator:
     """`map` in order, in two threads that stay at most six results ahead of the consumer."""
     remaining = iter(items)
     with ThreadPoolExecutor(2) as pool:

@@ -1,9 +1,9 @@
-"""The four course files -> a dataset -> batches on the device (§2).
+"""The four course files -> a data set of images and targets (§2).
 
-    B  images in a batch    N  images in a data set    M  masks in a data set    G  objects in an image
-    H x W  300 x 400, the frame of the files; boxes are xyxy in its pixels, pixel i covering [i, i + 1)
+    I  images of a data set    J  objects of a data set    G  objects of an image    H x W  300 x 400, an image
+    boxes are xyxy in pixels, pixel i covering [i, i + 1)
 
-The files are the course's own: images (N, 3, H, W) and masks (M, H, W) as uint8 HDF5, labels and boxes as object
+The files are the course's own: images (I, 3, H, W) and masks (J, H, W) as uint8 HDF5, labels and boxes as object
 arrays with one entry an image. Targets follow torchvision's detection convention: `boxes`, `labels`, `masks`,
 `image_id`.
 """
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from lib.boxhead import NUM_CLASSES
 from lib.config import DataConfig
+from lib.data.batches import Examples
 from lib.data.safe_npy import load_object_array
 from lib.data.split import load_split
+from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
-FRAME = IMAGE_HEIGHT, IMAGE_WIDTH = 300, 400
 FILES = {
     "images": "hw3_mycocodata_img_comp_zlib.h5",
     "masks": "hw3_mycocodata_mask_comp_zlib.h5",
@@ -31,7 +32,7 @@ FILES = {
 _PROBED_MASKS = 16  # masks that are compared with their boxes when a data set is opened
 
 
-class CourseDataset(torch.utils.data.Dataset):
+class CourseDataset(Examples):
     """A folder with the four course files, read lazily, as (image, target) pairs.
 
     An item is a uint8 image (3, H, W) and a dict of `boxes` (G, 4) float32, `labels` (G,) int64, `image_id` and, unless
@@ -40,16 +41,17 @@ class CourseDataset(torch.utils.data.Dataset):
     Raises FileNotFoundError for a missing file and ValueError for files that do not belong together.
     """
 
+    renewed = False
+
     def __init__(self, folder: str | Path, split: str | None = None, config: DataConfig | None = None, with_masks=True):
         self.folder, self.with_masks = Path(folder), with_masks
         self._handles: dict[str, h5py.Dataset] = {}
         self._process = os.getpid()
         for name in FILES.values():
             if not (self.folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{name} is missing: it is looked for in {self.folder.resolve()}; put the course's file there, "
-                    f"or write built-in scenes with `python -m lib scenes --out {folder} --images 1000 --seed 0`"
-                )
+                missing = f"{name} is missing: it is looked for in {self.folder.resolve()}; put the course's file there"
+                command = f"python -m lib scenes --out {folder} --images 1000 --seed 0"
+                raise FileNotFoundError(f"{missing}, or write built-in scenes with `{command}`")
         labels, boxes = (load_object_array(self.folder / FILES[kind]) for kind in ("labels", "boxes"))
         if any(v.size % 4 for v in boxes):
             raise ValueError(f"{self.folder / FILES['boxes']} has not four numbers a box: is it the label file?")
@@ -57,13 +59,9 @@ class CourseDataset(torch.utils.data.Dataset):
         self.boxes = [np.asarray(v, np.float32).reshape(-1, 4) for v in boxes]
         self._first_mask = np.cumsum([0, *map(len, self.labels)])  # masks are stored in the order of the labels
         self._verify()
-        if split is None:
-            self.indices = list(range(len(self.labels)))
-        else:
+        self.indices = list(range(len(self.labels)))
+        if split is not None:
             self.indices = load_split(self.folder, len(self.labels), config or DataConfig())[split]
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -74,11 +72,7 @@ class CourseDataset(torch.utils.data.Dataset):
     def target(self, i: int) -> dict:
         """An item's target alone: its image is not read."""
         n = self.indices[i]
-        target = {
-            "boxes": torch.from_numpy(self.boxes[n]),
-            "labels": torch.from_numpy(self.labels[n]),
-            "image_id": n,
-        }
+        target = {"boxes": torch.from_numpy(self.boxes[n]), "labels": torch.from_numpy(self.labels[n]), "image_id": n}
         if self.with_masks:
             masks = self._file("masks")[self._first_mask[n] : self._first_mask[n + 1]]
             target["masks"] = torch.from_numpy((masks > 0).astype(np.uint8))
@@ -100,18 +94,14 @@ class CourseDataset(torch.utils.data.Dataset):
         return {**self.__dict__, "_handles": {}}  # open files do not travel to another process
 
     def _verify(self) -> None:
-        """The four files describe the same images: counts, shapes, label values, boxes, and masks probed against
-        boxes.
-        """
+        """The four files describe the same images: counts, shapes, labels, boxes; masks, some of them, lie in boxes."""
         images, masks, where = self._file("images"), self._file("masks"), self.folder
         count, objects = len(self.labels), int(self._first_mask[-1])
         for kind, data, shape in (("images", images, (count, 3)), ("masks", masks, (objects,))):
             expected = (*shape, IMAGE_HEIGHT, IMAGE_WIDTH)
             if data.shape != expected or data.dtype != np.uint8:
-                raise ValueError(
-                    f"{where / FILES[kind]} holds {data.dtype} {data.shape}; the label file asks for uint8 {expected}: "
-                    "are the four files of the same set?"
-                )
+                what = f"{where / FILES[kind]} holds {data.dtype} {data.shape}, by the labels it is uint8 {expected}"
+                raise ValueError(f"{what}: are the four files of the same set?")
         if len(self.boxes) != count:
             raise ValueError(f"{where / FILES['boxes']} has {len(self.boxes)} images, the label file {count}")
         for n, (labels, boxes) in enumerate(zip(self.labels, self.boxes, strict=True)):
@@ -120,25 +110,20 @@ class CourseDataset(torch.utils.data.Dataset):
         for m in np.unique(np.linspace(0, objects - 1, min(objects, _PROBED_MASKS), dtype=int)):
             if not _mask_fits_box(masks[m], flat_boxes[m]):
                 image = int(np.searchsorted(self._first_mask, m, side="right")) - 1
-                raise ValueError(
-                    f"{where / FILES['masks']}: mask {m} does not lie in its box {flat_boxes[m].tolist()} of image "
-                    f"{image}; masks must be stored in the order of the labels"
-                )
+                what = f"mask {m} does not lie in its box {flat_boxes[m].tolist()} of image {image}"
+                raise ValueError(f"{where / FILES['masks']}: {what}; masks must be stored in the order of the labels")
 
 
 def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray) -> None:
     if len(labels) != len(boxes):
         raise ValueError(f"{folder / FILES['boxes']}: image {n} has {len(boxes)} boxes but {len(labels)} labels")
     if len(labels) and not (labels.min() >= 1 and labels.max() <= NUM_CLASSES):
-        raise ValueError(
-            f"{folder / FILES['labels']}: image {n} has labels {labels.tolist()}; they go from 1 to {NUM_CLASSES}"
-        )
+        what = f"image {n} has labels {labels.tolist()}; they go from 1 to {NUM_CLASSES}"
+        raise ValueError(f"{folder / FILES['labels']}: {what}")
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (IMAGE_WIDTH, IMAGE_HEIGHT)).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):
-        raise ValueError(
-            f"{folder / FILES['boxes']}: image {n} has boxes {boxes.tolist()}; "
-            "they are x1 < x2, y1 < y2 inside 400 x 300 pixels"
-        )
+        what = f"image {n} has boxes {boxes.tolist()}; they are x1 < x2, y1 < y2 inside 400 x 300 pixels"
+        raise ValueError(f"{folder / FILES['boxes']}: {what}")
 
 
 def _mask_fits_box(mask: np.ndarray, box: np.ndarray) -> bool:

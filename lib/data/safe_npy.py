@@ -31,10 +31,8 @@ def load_object_array(path: str | Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            _, _, dtype = read_header(file)
+            old, new = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+            _, _, dtype = old(file) if version == (1, 0) else new(file)
             if dtype.hasobject:
                 array = _ArrayUnpickler(file).load()
             else:

@@ -1,11 +1,11 @@
 """Which objects a scene has and which boxes they fill: drawn from the statistics of the course's own labels and boxes.
 
-    G  objects in a scene: one or two    labels: 1 vehicle, 2 person, 3 animal    boxes are xyxy in pixels of 400 x 300
+    G  objects of a scene, one or two
+    labels are 1 vehicle, 2 person, 3 animal; boxes are xyxy in pixels of 400 x 300
 
 `course_statistics.txt` holds the statistics, with their source.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 
@@ -31,7 +31,7 @@ def read_statistics() -> dict[str, np.ndarray]:
 # border in each quarter of the scales.
 STATISTICS = read_statistics()
 SCALES, ASPECTS, BORDER = (
-    [(), *(STATISTICS[f"{name}-{label}"] for label in ("vehicle", "person", "animal"))]
+    [np.empty(0), *(STATISTICS[f"{name}-{label}"] for label in ("vehicle", "person", "animal"))]
     for name in ("scale", "aspect", "border")
 )
 KINDS = [(1,), (2,), (3,), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]  # the labels of an image
@@ -48,12 +48,12 @@ def draw_labels(rng: Rng) -> np.ndarray:
     return rng.permutation(KINDS[rng.choice(len(KINDS), p=KIND_SHARES)])
 
 
-def quantile(table: Sequence[float], rank: float | np.ndarray) -> np.ndarray:
+def quantile(table: np.ndarray, rank: float | np.ndarray) -> np.ndarray:
     """The value at a rank in [0, 1] of a distribution with the `PERCENTILES` of the table, log-linear between them."""
     return np.exp(np.interp(rank, PERCENTILES, np.log(table)))
 
 
-def draw_boxes(labels: Sequence[int], rng: Rng) -> np.ndarray:
+def draw_boxes(labels: np.ndarray, rng: Rng) -> np.ndarray:
     """Boxes (G, 4) for objects of these classes, with the course's scales, shapes, places and overlaps."""
     shared = np.sqrt(CORRELATION) * rng.normal()
     tries = 4 if len(labels) == 2 and labels[0] == labels[1] else 1

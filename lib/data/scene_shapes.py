@@ -1,14 +1,14 @@
 """The figures of the synthetic scenes: polygons with a colour role, in a frame of their own.
 
-Most are drawn from the lines of `scene_figures.txt`, which says how they are written. People and quadrupeds have
-joints, so they are functions. A frame has x to the right and y UP, in about metres; whoever draws it fits it to a box.
+    k  corners of a polygon    angles are degrees; a frame has x to the right and y UP, in about metres
 
-    k  corners of a polygon; angles are degrees
+Most come from `scene_figures.txt`, which says how they are written; people and quadrupeds have joints: functions.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 Rng = np.random.Generator
+Vector = Sequence[float] | np.ndarray  # (x, y), or (w, h)
 
 
 class Part(NamedTuple):
@@ -27,9 +28,8 @@ class Part(NamedTuple):
 
 
 def direction(degrees: float | np.ndarray) -> np.ndarray:
-    """Unit vectors (..., 2), counter-clockwise from the x axis."""
-    radians = np.radians(degrees)
-    return np.array([np.cos(radians), np.sin(radians)]).T
+    """Angles (...) -> unit vectors (..., 2), counter-clockwise from the x axis."""
+    return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]).T
 
 
 CIRCLE = direction(np.arange(0, 360, 15))
@@ -41,9 +41,9 @@ def rotated(points: np.ndarray, degrees: float) -> np.ndarray:
     return points @ np.stack([direction(degrees), direction(degrees + 90)])
 
 
-def oval(x: float, y: float, rx: float, ry: float | None = None) -> np.ndarray:
+def oval(centre: Vector, rx: float, ry: float | None = None) -> np.ndarray:
     """Corners (24, 2) of an ellipse; a circle where `ry` is left out."""
-    return CIRCLE * (rx, rx if ry is None else ry) + (x, y)
+    return CIRCLE * (rx, rx if ry is None else ry) + centre
 
 
 def blob(points: np.ndarray) -> np.ndarray:
@@ -56,20 +56,18 @@ def blob(points: np.ndarray) -> np.ndarray:
 
 def limb(role: str, joints: Sequence, start: float, end: float, shade: float = 1.0) -> list[Part]:
     """The round-ended segments of a chain of joints, the radius going from `start` to `end`."""
-    radii, parts = np.linspace(start, end, len(joints)), []
-    for a, b, ra, rb in zip(joints[:-1], joints[1:], radii[:-1], radii[1:], strict=True):
+    parts = []
+    for (a, ra), (b, rb) in pairwise(zip(joints, np.linspace(start, end, len(joints)), strict=True)):
         along = (b - a) / max(1e-9, math.dist(a, b))
         arc = HALF_CIRCLE @ [along, (-along[1], along[0])]
         parts.append(Part(role, np.concatenate([b + rb * arc, a - ra * arc]), shade))
     return parts
 
 
-def chain(start: Sequence[float], *bones: tuple[float, float]) -> list[np.ndarray]:
+def chain(start: Vector, *bones: tuple[float, float]) -> list[np.ndarray]:
     """The joints of a chain of bones (length, angle from straight down, positive towards +x)."""
-    joints = [np.asarray(start, float)]
-    for length, angle in bones:
-        joints.append(joints[-1] + length * direction(angle - 90))
-    return joints
+    steps = (length * direction(angle - 90) for length, angle in bones)
+    return list(accumulate(steps, initial=np.asarray(start, float)))
 
 
 def pick(rng: Rng, options: Sequence):
@@ -86,7 +84,8 @@ def _read_figures() -> dict[str, list[str]]:
             parts = figures[line] = []
         elif first == "with":
             name, _, roles = rest.partition(", ")
-            parts += [part.replace(*roles.split(" as ")) if roles else part for part in figures[name]]
+            role, _, other = roles.partition(" as ")
+            parts += [part.replace(role, other) for part in figures[name]]
         elif first == "wheels":
             r, *xs = map(float, rest.split())
             rings = (("tyre", r), ("hub", 0.6 * r), ("tyre", 0.2 * r))
@@ -96,9 +95,9 @@ def _read_figures() -> dict[str, list[str]]:
     return figures
 
 
-SHAPES = {
+SHAPES: dict[str, Callable] = {  # numbers of a line -> polygons
     "rect": lambda v: [v[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)],
-    "oval": lambda v: [oval(*v)],
+    "oval": lambda v: [oval(v[:2], *v[2:])],
     "poly": lambda v: [v.reshape(-1, 2)],
     "blob": lambda v: [blob(v.reshape(-1, 2))],
     "limb": lambda v: [part.points for part in limb("", v[2:].reshape(-1, 2), *v[:2])],
@@ -121,12 +120,12 @@ def _polygons(figure: str) -> list[tuple[Part, bool]]:
     for name, shape, *numbers in map(str.split, FIGURES[figure]):
         role, _, shade = name.strip("?|").partition("*")
         polygons = SHAPES[shape](np.array(numbers, float))
-        twins = [points * (-1, 1) for points in polygons] if "|" in name else []
-        parts += [(Part(role, points, float(shade or 1)), name[0] == "?") for points in polygons + twins]
+        polygons += [points * (-1, 1) for points in polygons] if "|" in name else []
+        parts += [(Part(role, points, float(shade or 1)), name[0] == "?") for points in polygons]
     return parts
 
 
-def drawn(figure: str, rng: Rng, scale=(1.0, 1.0), shift=(0.0, 0.0)) -> list[Part]:
+def drawn(figure: str, rng: Rng, scale: Vector = (1, 1), shift: Vector = (0, 0)) -> list[Part]:
     """The parts of a figure of the file, in the order in which they are drawn; scaled, then shifted."""
     kept = [part for part, optional in _polygons(figure) if not optional or rng.random() < 0.5]
     return [part._replace(points=part.points * scale + shift) for part in kept]
@@ -142,7 +141,7 @@ def person(rng: Rng) -> list[Part]:
         hip, knee, foot = chain((side * 0.085 * girth, 0.9), (0.42, thigh), (0.42, shin))
         parts += limb(hem, [knee, foot], 0.065 * girth, 0.05, shade)
         parts += limb("trousers", [hip, knee], 0.1 * girth, 0.072 * girth, shade)
-        parts.append(Part("shoe", oval(foot[0] + 0.05 * np.sign(shin + 0.1), foot[1] - 0.02, 0.11, 0.05)))
+        parts.append(Part("shoe", oval(foot + (0.05 * np.sign(shin + 0.1), -0.02), 0.11, 0.05)))
     trunk = drawn(pick(rng, named("trunk")), rng, (girth, 1)) + drawn(pick(rng, HEADS), rng)
     parts += [part._replace(points=rotated(part.points - (0, 0.9), -lean) + (0, 0.9)) for part in trunk]
     for side, (upper, fore) in zip((-1, 1), arms, strict=True):
@@ -150,7 +149,7 @@ def person(rng: Rng) -> list[Part]:
         _, elbow, hand = chain(shoulder, (0.28, upper), (0.27, fore))
         parts += limb(sleeve, [elbow, hand], 0.05, 0.04, 0.95)
         parts += limb("shirt", [shoulder, elbow], 0.068 * girth, 0.055, 0.9)
-        parts.append(Part("skin", oval(*hand, 0.052)))
+        parts.append(Part("skin", oval(hand, 0.052)))
     turn = rng.uniform(75, 100) if rng.random() < 0.12 else 0.0
     return [part._replace(points=rotated(part.points, turn)) for part in parts]
 
@@ -188,7 +187,7 @@ def _legs(rng, s, hip, chest, leg: float, lying: bool, offset: float, shade: flo
         bones = ((0.25, 75), (0.35, 88)) if lying else ((half, swing), (half, swing * rng.uniform(-0.8, 0.6)))
         joints = chain((x + offset, hip[1] - 0.35 * radius), *bones)
         parts += limb("fur", joints, 1.8 * s.foot, s.foot, shade)
-        parts.append(Part("hoof", oval(*(joints[-1] + (0.3 * s.foot, 0)), 1.3 * s.foot, 0.8 * s.foot), shade))
+        parts.append(Part("hoof", oval(joints[-1] + (0.3 * s.foot, 0), 1.3 * s.foot, 0.8 * s.foot), shade))
     return parts
 
 
@@ -198,10 +197,10 @@ def _coat(rng: Rng, s, hip: np.ndarray, chest: np.ndarray) -> list[Part]:
         x, y = hip + t * (chest - hip)
         r, spot = s.rump + t * (s.chest - s.rump), rng.uniform(0.15, 0.4)
         parts += {
-            "stripes": [Part("mark", oval(x, y, 0.025, 0.85 * r))],
-            "spots": [Part("mark", oval(x, y + rng.uniform(-0.5, 0.5) * r, spot * r, 0.8 * spot * r))],
-            "wool": [Part("fur", oval(x, y + v * r, 0.32 * r), 1 + 0.1 * v) for v in (-0.8, -0.2, 0.3, 0.9)],
-            "belly": [Part("muzzle", oval(x, y - 0.55 * r, 0.09, 0.35 * r))],
+            "stripes": [Part("mark", oval((x, y), 0.025, 0.85 * r))],
+            "spots": [Part("mark", oval((x, y + rng.uniform(-0.5, 0.5) * r), spot * r, 0.8 * spot * r))],
+            "wool": [Part("fur", oval((x, y + v * r), 0.32 * r), 1 + 0.1 * v) for v in (-0.8, -0.2, 0.3, 0.9)],
+            "belly": [Part("muzzle", oval((x, y - 0.55 * r), 0.09, 0.35 * r))],
         }.get(coat, [])
     return parts
 
@@ -212,18 +211,18 @@ def _profile(rng: Rng, s, centre: np.ndarray, grazing: bool) -> list[Part]:
     tip, role = centre + (s.snout + 0.4 * s.head) * ahead, "mark" if s.coat == "wool" else "fur"
     eye = centre + s.head * (0.3 * ahead + 0.3 * np.array([-ahead[1], ahead[0]]))
     return [
-        Part(role, oval(*centre, s.head)),
+        Part(role, oval(centre, s.head)),
         *limb(role, [centre + 0.3 * s.head * ahead, tip], 0.75 * s.head, 0.5 * s.head),
-        Part("nose", oval(*(tip + 0.35 * s.head * ahead), 0.22 * s.head)),
+        Part("nose", oval(tip + 0.35 * s.head * ahead, 0.22 * s.head)),
         *drawn(f"ears: {s.ears}", rng, (s.head, s.head), centre),
-        Part("eye", oval(*eye, 0.13 * s.head)),
+        Part("eye", oval(eye, 0.13 * s.head)),
     ]
 
 
 def sitting(rng: Rng) -> list[Part]:
     """A cat, a dog or a bear from the front: its head over its chest, or over all of it sitting."""
     k = int(rng.integers(2))
-    return drawn(named("front body")[k], rng) + drawn(pick(rng, named("front head")), rng, shift=(0.0, (1.0, 1.5)[k]))
+    return drawn(named("front body")[k], rng) + drawn(pick(rng, named("front head")), rng, shift=(0, (1, 1.5)[k]))
 
 
 def bird(rng: Rng) -> list[Part]:
@@ -240,9 +239,8 @@ def posed(figure: str | Callable, rng: Rng) -> tuple[list[Part], np.ndarray]:
     waves = rng.uniform(0, 2 * np.pi, 2) + 2 * np.pi * points / extent
     points = rotated(points + 0.03 * extent * np.sin(waves), rng.normal(0, 4)) * (1, -1)  # too little to fold over
     points -= points.min(axis=0)
-    ends = np.cumsum([0] + [len(part.points) for part in parts]).tolist()
-    moved = [Part(part.role, points[a:b], part.shade) for part, a, b in zip(parts, ends, ends[1:], strict=False)]
-    return moved, points.max(axis=0)
+    polygons = np.split(points, np.cumsum([len(part.points) for part in parts])[:-1])
+    return [p._replace(points=moved) for p, moved in zip(parts, polygons, strict=True)], points.max(axis=0)
 
 
 HEADS = ["head: short hair", *named("head")]  # short hair is twice as common as each other head

@@ -2,11 +2,10 @@
 
     python -m lib scenes --out data/synthetic --images 1000 --seed 0
 
-A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
-something in front of them. `scene_shapes` has the figures, `scene_layout` says which boxes they fill;
-here they are placed, painted and written.
+    G  objects of a scene    H x W  300 x 400, the image; boxes and masks are in its pixels
 
-    G  objects in a scene    H x W  300 x 400, the frame of all boxes and masks, in its pixels
+A scene is a background, a few things without a label, one or two vehicles, people or animals, and now and then
+something in front of them. `scene_shapes` has the figures, `scene_layout` the boxes; here they are placed and painted.
 """
 
 from collections.abc import Sequence
@@ -19,15 +18,14 @@ from tqdm import tqdm
 
 from lib.config import PRETRAINING_SEEDS
 from lib.data import scene_shapes as shapes
-from lib.data.masks import mask_to_box
+from lib.data.masks import tight_box
 from lib.data.reader import FILES
 from lib.data.scene_layout import AT_BORDER, SIZE, box_iou, draw_boxes, draw_labels
-from lib.data.scene_shapes import FIGURES, Part, Rng, pick, posed
+from lib.data.scene_shapes import FIGURES, Part, Rng, Vector, pick, posed
 from lib.data.writer import CourseWriter
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
-FRAME_AREA = IMAGE_WIDTH * IMAGE_HEIGHT
-OBJECTS = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
+OBJECTS: dict[int, list] = {1: shapes.VEHICLES, 2: [shapes.person], 3: shapes.ANIMALS}
 MIN_VISIBLE = 0.42  # the share of an object's pixels in the image that what stands in front must leave
 MIN_FIT = 0.75  # the least IoU of an object's visible box with the box that was drawn for it
 MIN_SIDE = 14  # of an object's box
@@ -45,12 +43,16 @@ class Figure(NamedTuple):
     y: int
 
     @property
+    def solid(self) -> Image.Image:  # the silhouette without soft edges
+        return self.alpha.point(SOLID)
+
+    @property
     def bounds(self) -> np.ndarray:  # (x0, y0, x1, y1), beyond the frame too
         points = np.concatenate([part.points for part in self.parts])
         return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
-def place(parts: list[Part], start: Sequence[float], scale: Sequence[float]) -> Figure:
+def place(parts: list[Part], start: Vector, scale: Vector) -> Figure:
     """Posed parts, scaled by (x, y), moved to `start`; their silhouette has smooth edges."""
     parts = [part._replace(points=part.points * scale + start) for part in parts]
     points = np.concatenate([part.points for part in parts])
@@ -154,7 +156,7 @@ def _uncut(parts: list[Part], extent: np.ndarray, cut: np.ndarray, rng: Rng) -> 
     depth = 48 * cut * rng.uniform(0, 0.45, 4) / (1 + np.roll(cut, 2))
     x0, y0, x1, y1 = np.round(np.concatenate([depth[:2], 48 - depth[2:]])).astype(int)
     seen = np.asarray(place(parts, (0, 0), 48 / extent).alpha)[y0:y1, x0:x1] > 127
-    return (mask_to_box(seen) + (x0, y0, x0, y0)) * np.tile(extent / 48, 2)
+    return (tight_box(seen) + (x0, y0, x0, y0)) * np.tile(extent / 48, 2)
 
 
 def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng: Rng) -> Figure:
@@ -166,14 +168,14 @@ def place_unlabelled(figures: Sequence, area: float, x: float, foot: float, rng:
 
 def place_behind(figures: Sequence, rng: Rng, top: float, bottom: float) -> Figure:
     """Something without a label, of any size up to 30 % of the image, its lower edge between two y."""
-    area = np.exp(rng.uniform(np.log(0.005), np.log(0.3))) * FRAME_AREA
+    area = np.exp(rng.uniform(np.log(0.005), np.log(0.3))) * (IMAGE_WIDTH * IMAGE_HEIGHT)
     return place_unlabelled(figures, area, rng.uniform(0, IMAGE_WIDTH), rng.uniform(top, bottom), rng)
 
 
 def place_front(hidden: Figure, rng: Rng) -> Figure:
     """Something without a label that stands before part of a figure."""
-    (x, y), (w, h) = (hidden.x, hidden.y), hidden.alpha.size
-    x, foot = x + rng.uniform(0.1, 0.9) * w, y + rng.uniform(0.6, 1.3) * h
+    w, h = hidden.alpha.size
+    x, foot = hidden.x + rng.uniform(0.1, 0.9) * w, hidden.y + rng.uniform(0.6, 1.3) * h
     return place_unlabelled(shapes.OCCLUDERS, rng.uniform(0.1, 0.3) * w * h, x, foot, rng)
 
 
@@ -190,26 +192,22 @@ def layout(rng: Rng) -> tuple[np.ndarray, list[Figure], list[Figure], np.ndarray
             front = [place_front(pick(rng, objects), rng)] if in_front else []
             masks = visible_masks(objects, front)
             if all(map(_can_be_seen, masks, objects, targets)):
-                return labels, objects, front, masks, np.stack([mask_to_box(mask) for mask in masks])
+                return labels, objects, front, masks, np.stack([tight_box(mask) for mask in masks])
 
 
 def visible_masks(objects: list[Figure], front: list[Figure]) -> np.ndarray:
     """(G, H, W) uint8: 1 where an object covers at least half of a pixel and nothing after it does."""
     owner = Image.new("L", SIZE)
     for number, figure in enumerate((*objects, *front), start=1):
-        owner.paste(number, (figure.x, figure.y), _solid(figure))
+        owner.paste(number, (figure.x, figure.y), figure.solid)
     return (np.asarray(owner) == np.arange(1, len(objects) + 1)[:, None, None]).astype(np.uint8)
-
-
-def _solid(figure: Figure) -> Image.Image:
-    return figure.alpha.point(SOLID)
 
 
 def _can_be_seen(mask: np.ndarray, figure: Figure, target: np.ndarray) -> bool:
     """Whether enough of the object is visible, and its box is about the one that was drawn for it."""
-    if np.count_nonzero(mask) < max(1, MIN_VISIBLE * np.count_nonzero(_solid(figure))):
+    if np.count_nonzero(mask) < max(1, MIN_VISIBLE * np.count_nonzero(np.asarray(figure.solid))):
         return False
-    box = mask_to_box(mask)
+    box = tight_box(mask)
     return bool(box_iou(box, target) >= MIN_FIT and (box[2:] - box[:2]).min() >= MIN_SIDE)
 
 
@@ -243,9 +241,8 @@ def write_scenes(out: str | Path, images: int, seed: int) -> None:
     if images < 1 or seed < 0:
         raise ValueError(f"{images} images of seed {seed}: ask for 1 image or more and a seed of 0 or more")
     if seed in PRETRAINING_SEEDS:
-        raise ValueError(
-            f"the demo's backbone has seen the scenes of seed {seed}: take one below {PRETRAINING_SEEDS[0]}"
-        )
+        seen = f"the demo's backbone has seen the scenes of seed {seed}"
+        raise ValueError(f"{seen}: take one below {PRETRAINING_SEEDS[0]}")
     if taken := [path for name in FILES.values() if (path := Path(out) / name).exists()]:
         raise ValueError(f"{taken[0]} exists already: choose another folder, or move its four files away")
     with CourseWriter(out) as writer:

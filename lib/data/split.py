@@ -18,9 +18,8 @@ def load_split(folder: str | Path, count: int, config: DataConfig) -> dict[str, 
     if path.is_file():
         split = json.loads(path.read_text())
         if sorted(i for name in SPLITS for i in split.get(name, ())) != list(range(count)):
-            raise ValueError(
-                f"{path} does not divide the {count} images of this folder into {SPLITS}: delete it to draw a new one"
-            )
+            what = f"the {count} images of this folder into {SPLITS}"
+            raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
         return split
     order = list(range(count))
     random.Random(config.seed).shuffle(order)

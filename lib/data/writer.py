@@ -27,18 +27,15 @@ class CourseWriter:
 
     def __enter__(self) -> "CourseWriter":
         self._stack = ExitStack()
-        self._parts = {
-            kind: self._stack.enter_context(written_whole(self.folder / name)) for kind, name in FILES.items()
-        }
+        places = {kind: written_whole(self.folder / name) for kind, name in FILES.items()}
+        self._parts = {kind: self._stack.enter_context(place) for kind, place in places.items()}
         self._h5 = {kind: h5py.File(self._parts[kind], "w") for kind in ("images", "masks")}
         for kind, shape in (("images", (3, IMAGE_HEIGHT, IMAGE_WIDTH)), ("masks", (IMAGE_HEIGHT, IMAGE_WIDTH))):
-            growing = {"maxshape": (None, *shape), "chunks": (1, *shape)}
-            self._h5[kind].create_dataset(
-                "data", (0, *shape), "uint8", compression="gzip", compression_opts=1, **growing
-            )
+            growing = {"maxshape": (None, *shape), "chunks": (1, *shape), "compression": "gzip", "compression_opts": 1}
+            self._h5[kind].create_dataset("data", (0, *shape), "uint8", **growing)
         return self
 
-    def add(self, image: np.ndarray, labels: Sequence[int], boxes: np.ndarray, masks: np.ndarray) -> None:
+    def add(self, image: np.ndarray, labels: Sequence[int] | np.ndarray, boxes: np.ndarray, masks: np.ndarray) -> None:
         for kind, rows in (("images", image[None]), ("masks", masks)):
             data = self._h5[kind]["data"]
             data.resize(len(data) + len(rows), axis=0)

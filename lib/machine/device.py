@@ -3,6 +3,7 @@
 import ctypes
 import random
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,10 @@ def device() -> torch.device:
 
 
 def precision(wanted: str = "auto") -> str:
-    """accelerate's mixed precision: the one wanted, or with "auto" bf16 where the hardware multiplies in it, fp16 on
-    older GPUs.
+    """accelerate's mixed precision: the one wanted; with "auto" bf16 where the hardware multiplies in it.
 
-    CPUs with bf16 instructions (AVX-512 BF16, and AMX above it) train the convolutions two to three times as fast in it
-    as in float32; others stay in float32.
+    Older GPUs take fp16. CPUs with bf16 instructions (AVX-512 BF16, and AMX above it) train the convolutions two to
+    three times as fast in it as in float32; others stay in float32.
     """
     if wanted != "auto":
         return wanted
@@ -46,7 +46,7 @@ def keep_memory(wanted: bool = True) -> None:
     With glibc, the C library of most Linux systems, that spares a CPU the page faults of every large tensor; elsewhere
     nothing happens. Not `wanted` gives glibc's own steady state back.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # glibc's names of its settings
     kept = {mmap_max: 0, trim_threshold: -1, top_pad: 2**28}
     given_back = {mmap_max: 65536, mmap_threshold: 2**25, trim_threshold: 2**26, top_pad: 2**17}

@@ -5,8 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 DRIVE = Path("/content/drive")
-
-
 FOLDERS = {"data": "MASKRCNN_DATA", "weights": "MASKRCNN_WEIGHTS", "figures": "MASKRCNN_FIGURES"}
 
 

@@ -18,8 +18,10 @@ from typing import Any, Self
 
 
 def number(default: Any, meaning: str, section: str = "", **rule: Any) -> Any:
-    """A field with its default and meaning, and as `rule` any of: `low`, `above` and `high`, the limits of a number or
-    of each of a tuple's; the `options` of a text; the `length` of a tuple; the `unit`.
+    """A field with its default, its meaning, its section of the assignment, and rules of what it may be.
+
+    These are any of: `low`, `above` and `high`, the limits of a number or of each of a tuple's; the `options` of a
+    text; the `length` of a tuple; the `unit`.
     """
     return field(default=default, metadata={"meaning": meaning, "section": section, **rule})
 
@@ -68,7 +70,7 @@ class Numbers:
 
     def paths(self) -> dict[str, dataclasses.Field]:
         """All fields by their paths, those of the groups within this one included."""
-        found = {}
+        found: dict[str, dataclasses.Field] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             inner = value.paths() if isinstance(value, Numbers) else {"": f}
@@ -97,11 +99,8 @@ def _in_range(f: dataclasses.Field, value: Any) -> bool:
     rule = f.metadata
     if isinstance(value, str):
         return value in rule.get("options", [value])
-    return (
-        math.isfinite(value)
-        and rule.get("low", value) <= value <= rule.get("high", value)
-        and ("above" not in rule or value > rule["above"])
-    )
+    in_limits = rule.get("low", value) <= value <= rule.get("high", value) and value > rule.get("above", -math.inf)
+    return math.isfinite(value) and in_limits
 
 
 def allowed(f: dataclasses.Field) -> str:

@@ -19,23 +19,16 @@ def repository(root: Path) -> str:
     """`owner/name` of `[project.urls] Repository` in pyproject.toml; ValueError for any other address."""
     path = root / "pyproject.toml"
     address = tomllib.loads(path.read_text()).get("project", {}).get("urls", {}).get("Repository", "")
-    match = GITHUB.fullmatch(address)
-    if not match:
-        raise ValueError(
-            f"{path}: [project.urls] Repository is {address!r}; it must read https://github.com/OWNER/NAME"
-        )
-    return match[1]
+    if match := GITHUB.fullmatch(address):
+        return match[1]
+    raise ValueError(f"{path}: [project.urls] Repository is {address!r}; it must read https://github.com/OWNER/NAME")
 
 
 def rewrite(root: Path) -> list[Path]:
     """Write the repository's name into README.md and the notebooks; returns the files that changed."""
     name = repository(root)
     changed = []
-    for path in [
-        root / "README.md",
-        *sorted(root.glob("notebooks/*.py")),
-        *sorted(root.glob("notebooks/*.ipynb")),
-    ]:
+    for path in [root / "README.md", *sorted(root.glob("notebooks/*.py")), *sorted(root.glob("notebooks/*.ipynb"))]:
         old = path.read_text(encoding="utf-8")
         new = ASSIGNMENT.sub(rf"\g<1>{name}\g<2>", COLAB.sub(rf"\g<1>{name}\g<2>", old))
         if new != old:

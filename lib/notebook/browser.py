@@ -1,10 +1,10 @@
 """Browsers: look through a data set's anchors or detections with a slider. The only module that knows ipywidgets.
 
-    G  ground-truth boxes    A  anchors of the pyramid    D  detections of an image
+    G  objects    A  anchors of the pyramid    D  detections of an image
     anchors are shown in the network's input frame, detections in the frame of the data set; both in pixels
 
 A browser draws one figure into one picture, redrawn when a control is let go. The figure is a function of its own, for
-a static montage: it is not one of pyplot's, so a cell ends with it, displays it or saves it with runtime.save_figure.
+a static montage: it is not one of pyplot's, so a cell ends with it, displays it or saves it with save_figure.
 """
 
 import html
@@ -14,16 +14,14 @@ from functools import cache
 
 import ipywidgets as widgets
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lib.anchors import LEVELS, anchor_levels, pyramid_anchors, pyramid_grids
-from lib.boxes import inside, iou_matrix
+from lib.boxes import Named, inside, iou_matrix
 from lib.boxhead import CLASS_NAMES
 from lib.config import Config
-from lib.data.batches import prepare
+from lib.data.batches import Examples, prepare
 from lib.maskrcnn import MaskRCNN
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
 from lib.notebook import draw
@@ -32,36 +30,29 @@ from lib.preprocess import IMAGE_MEAN, IMAGE_STD
 from lib.rpn import rpn_targets
 
 ALL_LEVELS = "all"
+FIGURE_SIZE = (8, 6.6)  # inches
 SHOWN = 40  # ignored and negative anchors drawn: a sample, evenly spaced in the order of the anchors
 
 
-def browse_anchors(dataset: Dataset, config: Config) -> widgets.VBox:
+def browse_anchors(dataset: Examples, config: Config) -> widgets.VBox:
     """Every image's anchors and their labels (§4.2), by level and by kind: the last expression of a cell."""
-    controls = {
-        "level": widgets.Dropdown(options=(ALL_LEVELS, *LEVELS), description="level"),
-        "positive": _checkbox("positive", True),
-        "ignored": _checkbox("ignored"),
-        "negative": _checkbox("negative"),
-    }
+    controls = {"level": widgets.Dropdown(options=(ALL_LEVELS, *LEVELS), description="level")}
+    controls |= {kind: _checkbox(kind, kind == "positive") for kind in ("positive", "ignored", "negative")}
     return _browser(len(dataset), controls, lambda **values: anchors_figure(dataset, config, **values))
 
 
-def browse_masks(model: MaskRCNN, dataset: Dataset, stage: str = "maskhead") -> widgets.VBox:
+def browse_masks(model: MaskRCNN, dataset: Examples, stage: str = "maskhead") -> widgets.VBox:
     """Every image's detections over its ground truth; the model, trained up to `stage`, sees each image once."""
     found = cache(lambda index: predict(model, dataset[index][0], stage))
-    controls = {
-        "threshold": widgets.FloatSlider(
-            value=0.5, min=0.05, max=0.95, step=0.05, description="score", continuous_update=False
-        ),
-        "truth": _checkbox("ground truth", True),
-        "boxes": _checkbox("boxes", True),
-        "masks": _checkbox("masks", True),
-    }
-    return _browser(len(dataset), controls, lambda index, **v: _masks_figure(dataset, index, found(index), **v))
+    scores = {"value": 0.5, "min": 0.05, "max": 0.95, "step": 0.05}
+    controls = {"threshold": widgets.FloatSlider(**scores, description="score", continuous_update=False)}
+    shown = {"truth": "ground truth", "boxes": "boxes", "masks": "masks"}
+    controls |= {name: _checkbox(what, True) for name, what in shown.items()}
+    return _browser(len(dataset), controls, lambda index, **v: masks_figure(dataset, index, found(index), **v))
 
 
 def anchors_figure(
-    dataset: Dataset, config: Config, index: int, level=ALL_LEVELS, positive=True, ignored=False, negative=False
+    dataset: Examples, config: Config, index: int, level=ALL_LEVELS, positive=True, ignored=False, negative=False
 ) -> Figure:
     """Image `index` in the network's frame with its ground truth, a level's anchors by kind, and their counts."""
     image, target = dataset[index]
@@ -72,7 +63,8 @@ def anchors_figure(
     here = level_of >= 0 if level == ALL_LEVELS else level_of == LEVELS.index(level)
     removed = ~inside(anchors, *content) & (config.rpn.cross_boundary == "remove")
     kinds = {"negative": labels == NEGATIVE, "ignored": (labels == IGNORED) & ~removed, "positive": labels == POSITIVE}
-    ax = draw.image(_axes(), draw.denormalise(x[0], IMAGE_MEAN, IMAGE_STD))
+    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    ax = draw.image(figure.add_subplot(), draw.denormalise(x[0], IMAGE_MEAN, IMAGE_STD))
     for kind in ["negative"] * negative + ["ignored"] * ignored:
         draw.boxes(ax, _some(anchors[kinds[kind] & here]), kind, linewidth=0.8)
     draw.boxes(ax, target["boxes"], "truth", linewidth=2.4)
@@ -86,20 +78,18 @@ def anchors_figure(
     each = [f"{name} {(kinds['positive'] & (level_of == n)).sum()}" for n, name in enumerate(LEVELS)]
     lines = f"image {index}, level {level}: {', '.join(counts)}", f"positive by level: {' · '.join(each)}"
     ax.set_title("\n".join(lines), fontsize=9)
-    return draw.legend(ax, ("truth", "positive", "ignored", "negative")).figure
+    draw.legend(ax, ("truth", "positive", "ignored", "negative"))
+    return figure
 
 
 def masks_figure(
-    model: MaskRCNN, dataset: Dataset, index: int, stage="maskhead", threshold=0.5, truth=True, boxes=True, masks=True
+    dataset: Examples, index: int, result: Named, threshold=0.5, truth=True, boxes=True, masks=True
 ) -> Figure:
-    """Image `index`, its ground truth, and its detections (D) of at least this score."""
-    return _masks_figure(dataset, index, predict(model, dataset[index][0], stage), threshold, truth, boxes, masks)
-
-
-def _masks_figure(dataset: Dataset, index: int, result: dict, threshold: float, truth, boxes, masks) -> Figure:
+    """Image `index`, its ground truth, and its detections (D), a `result` of `predict`, of at least this score."""
     image, target = dataset[index]
     found = {k: result[k][result["scores"] >= threshold] for k in ("boxes", "labels", "scores", "masks") if k in result}
-    ax = draw.image(_axes(), image)
+    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    ax = draw.image(figure.add_subplot(), image)
     if truth and masks and "masks" in target:
         draw.masks(ax, target["masks"], kind="truth", alpha=0)
     if truth and boxes:
@@ -110,21 +100,18 @@ def _masks_figure(dataset: Dataset, index: int, result: dict, threshold: float, 
         draw.detections(ax, {k: v for k, v in found.items() if k != "masks"}, CLASS_NAMES, threshold)
     counts = f"{len(target['boxes'])} objects, {len(found['boxes'])} detections with score ≥ {threshold:.2f}"
     ax.set_title(f"image {index}: {counts}", fontsize=9)
-    return draw.legend(ax, ["truth"]).figure
+    draw.legend(ax, ["truth"])
+    return figure
 
 
-def predict(model: MaskRCNN, image: Tensor, stage: str) -> dict[str, Tensor]:
-    """The detections of one uint8 image (3, H, W), on the CPU."""
+def predict(model: MaskRCNN, image: Tensor, stage: str) -> Named:
+    """One image (3, H, W) uint8 -> its detections, on the CPU."""
     (result,) = model.eval()(image[None].to(next(model.parameters()).device), stage)
     return {name: value.cpu() for name, value in result.items()}
 
 
 def _some(boxes: Tensor) -> Tensor:
     return boxes[torch.linspace(0, len(boxes) - 1, min(SHOWN, len(boxes))).long()]
-
-
-def _axes() -> Axes:
-    return Figure(figsize=(8, 6.6), layout="constrained").add_subplot()
 
 
 def _checkbox(description: str, value: bool = False) -> widgets.Checkbox:

@@ -1,13 +1,15 @@
-"""Axes-level drawing in one grammar of colours and lines: truth (dashed), positive, negative, ignored, predicted; solid
-after, dotted before.
+"""Axes-level drawing in one grammar of colours and lines.
 
-    N  boxes or masks    H x W  the image's frame    Sy x Sx  a map's grid    E  epochs
+    D  boxes or masks    H x W  the image    Sy x Sx  a map's grid    E  epochs
     boxes are xyxy in pixels of the image they are drawn on; pixel i covers [i, i + 1), so boxes and masks line up
 
+Truth (dashed), positive, negative, ignored and predicted have a colour each; before is dotted, after solid.
 Every function takes the axes first, draws tensors (of any device) or arrays, and returns the axes.
 """
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +24,8 @@ from matplotlib.transforms import Bbox, IdentityTransform
 COLOURS = dict(truth="#D55E00", positive="#56B4E9", negative="#F0E442", ignored="#BBBBBB", predicted="#009E73")
 CLASS_COLOURS = ("#BBBBBB", "#0072B2", "#CC79A7", "#E69F00")  # background, vehicle, person, animal
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of curves
-_STYLES = {"after": ("black", "-"), "before": ("black", ":")} | {kind: (c, "-") for kind, c in COLOURS.items()}
+_STYLES: dict[str, tuple[str, Any]] = {kind: (colour, "-") for kind, colour in COLOURS.items()}
+_STYLES |= {"after": ("black", "-"), "before": ("black", ":")}
 _STYLES["truth"] = (COLOURS["truth"], "--")  # told apart from every class by its line too
 _PAD = 1.5  # points between a caption's letters and its edge
 
@@ -38,12 +41,12 @@ def image(ax: Axes, image, margin: float = 0) -> Axes:
 
 def denormalise(x, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """A normalised image (3, H, W) as the network sees it -> float in [0, 1] (§2)."""
-    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (mean, std))
-    return (_array(x) * std + mean).clip(0, 1)
+    shift, scale = (np.asarray(v, np.float32)[:, None, None] for v in (mean, std))
+    return (_array(x) * scale + shift).clip(0, 1)
 
 
 def boxes(ax: Axes, boxes, kind="truth", captions: Sequence[str] | None = None, dotted=False, linewidth=1.6) -> Axes:
-    """Boxes (N, 4), cut off at the axes. `kind` is a name in COLOURS, or N labels for the colours of the classes."""
+    """Boxes (D, 4), cut off at the axes. `kind` is a name in COLOURS, or D labels for the colours of the classes."""
     boxes = _array(boxes).reshape(-1, 4)
     colours, style = _colours(kind, len(boxes)), ":" if dotted else _style(kind)
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
@@ -65,27 +68,28 @@ class _Caption(Text):
         dark = np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.5
         edge = {"facecolor": colour, "edgecolor": "none", "pad": _PAD}
         super().__init__(0, 0, text, fontsize=8, color="white" if dark else "black", va="bottom", bbox=edge)
-        self.box, self.place = box, None
+        self.box, self.place = box, Bbox.null()
         self.set_in_layout(False)
 
     def draw(self, renderer) -> None:
         self.set_transform(IdentityTransform())
-        frame, pad = self.axes.bbox, renderer.points_to_pixels(_PAD)
-        text, texts = self.get_window_extent(renderer), list(self.axes.texts)
+        axes: Any = self.axes
+        frame, pad, text = axes.bbox, renderer.points_to_pixels(_PAD), self.get_window_extent(renderer)
+        earlier = itertools.takewhile(lambda other: other is not self, axes.texts)
         width, height = text.width + 2 * pad, text.height + 2 * pad
-        (left, top), (_, bottom) = self.axes.transData.transform(self.box.reshape(2, 2))
+        (left, top), (_, bottom) = axes.transData.transform(self.box.reshape(2, 2))
         left = max(frame.x0, min(left, frame.x1 - width))
         lines = sorted(np.arange(frame.y1 - height, frame.y0, -height), key=lambda y: abs(y - top))
         starts = [y for y in (top, top - height, bottom - height, bottom, *lines) if frame.y0 <= y <= frame.y1 - height]
         places = [Bbox.from_bounds(left, y, width, height) for y in starts or [top]]
-        taken = [t.place.padded(-0.5) for t in texts[: texts.index(self)] if isinstance(t, _Caption)]
+        taken = [t.place.padded(-0.5) for t in earlier if isinstance(t, _Caption)]
         self.place = next((p for p in places if not p.count_overlaps(taken)), places[0])
         self.set_position((self.place.x0 + pad, self.place.y0 + pad))
         super().draw(renderer)
 
 
 def masks(ax: Axes, masks, labels=None, kind: str = "predicted", alpha: float = 0.45) -> Axes:
-    """Masks (N, H, W) as tinted areas with an outline, the first on top; `labels` (N,) choose colours of classes."""
+    """Masks (D, H, W) as tinted areas with an outline, the first on top; `labels` (D,) choose colours of classes."""
     masks = _array(masks).astype(bool)
     colours = _colours(kind if labels is None else labels, len(masks))
     _, height, width = masks.shape
@@ -95,12 +99,12 @@ def masks(ax: Axes, masks, labels=None, kind: str = "predicted", alpha: float = 
         edges = _edges(mask)
         if labels is None and _style(kind) == "--":
             edges = edges[(edges[:, 0] @ (1, 2)) // 6 % 2 == 0]  # six pixels of dash, six of gap, in any direction
-        ax.add_collection(LineCollection(edges, colors=colour, linewidths=1.2), autolim=False)
+        ax.add_collection(LineCollection(list(edges), colors=colour, linewidths=1.2), autolim=False)
     return ax.imshow(overlay, extent=(0, width, height, 0)).axes
 
 
 def _edges(mask: np.ndarray) -> np.ndarray:
-    """The pixel edges (E, 2, 2) as pairs of (x, y) between the inside and the outside of a mask (H, W)."""
+    """A mask (H, W) -> the pixel edges (., 2, 2), pairs of (x, y), between its inside and its outside."""
     y, x = np.nonzero(np.diff(np.pad(mask, ((1, 1), (0, 0))), axis=0))
     v, u = np.nonzero(np.diff(np.pad(mask, ((0, 0), (1, 1))), axis=1))
     return np.stack([np.r_[x, u], np.r_[y, v], np.r_[x + 1, u], np.r_[y, v + 1]], axis=1).reshape(-1, 2, 2)
@@ -125,13 +129,13 @@ def curves(ax: Axes, history: Sequence[dict], names: Sequence[str] | None = None
             x, y = ([row[key] for row in rows] for key in ("epoch", f"{split}_{name}"))
             label = f"{name.replace('_', ' ')}, {split}"
             ax.plot(x, y, style, color=colour, marker="o", markersize=4, markerfacecolor=face, label=label)
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.locator_params("x", integer=True, min_n_ticks=1)
     ax.set(xlabel="epoch", ylabel="loss")
     return ax.legend(frameon=False, fontsize=8).axes
 
 
 def precision_recall(ax: Axes, curves: Sequence[tuple], class_names: Sequence[str]) -> Axes:
-    """Precision over recall of each class, as lib.evaluate.precision_recall gives; `class_names[0]` is background."""
+    """Precision over recall of each class, as `coco_ap.precision_recall` gives; `class_names[0]` is background."""
     for (recall, precision), name, colour in zip(curves, class_names[1:], CLASS_COLOURS[1:], strict=True):
         if len(recall):
             ax.plot(recall, precision, color=colour, label=name)
@@ -160,8 +164,8 @@ def legend(ax: Axes, kinds: Sequence[str]) -> Axes:
     """The grammar's legend, below the axes: names in COLOURS, "before" and "after"."""
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=2) for c, s in (_STYLES[kind] for kind in kinds)]
     names = ["ground truth" if kind == "truth" else kind for kind in kinds]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4, "columnspacing": 1, "handlelength": 1.5}
-    return ax.legend(handles, names, **place, fontsize=8, frameon=False).axes
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4}
+    return ax.legend(handles, names, **place, columnspacing=1, handlelength=1.5, fontsize=8, frameon=False).axes
 
 
 def _style(kind) -> str:

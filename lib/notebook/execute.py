@@ -10,6 +10,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -46,23 +47,23 @@ def execute(name: str, root: Path, env: dict[str, str] | None = None) -> float:
     folder = root / "notebooks"
     notebook = jupytext.read(folder / f"{name}.py", fmt="py:percent")
     failed = folder / f"{name}.failed.ipynb"
-    started, reached = time.perf_counter(), []
+    started, reached = time.perf_counter(), 0
     with tqdm(total=len(notebook.cells), desc=name, unit="cell", leave=False, disable=None) as bar:
-        client = NotebookClient(
-            notebook,
-            timeout=None,
-            kernel_name="python3",
-            record_timing=False,
-            extra_arguments=["--log-level=ERROR"],
-            resources={"metadata": {"path": str(folder)}},
-            on_cell_start=lambda cell, cell_index: (reached.append(cell_index), bar.update()),
-        )
+
+        def count(cell: NotebookNode, cell_index: int) -> None:
+            nonlocal reached
+            reached += 1
+            bar.update()
+
+        settings: dict[str, Any] = {"timeout": None, "kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+        place = {"metadata": {"path": str(folder)}}
+        client = NotebookClient(notebook, on_cell_start=count, record_timing=False, resources=place, **settings)
         try:
             client.execute(env=os.environ | (env or {}))
         except (CellExecutionError, DeadKernelError) as error:
             _write(_clean(notebook, root), failed)
-            place = f"{name} stopped at cell {len(reached)} of {len(notebook.cells)}"
-            raise NotebookError(f"{place}: {_reason(error)}. What ran is in {failed}") from None
+            where = f"{name} stopped at cell {reached} of {len(notebook.cells)}"
+            raise NotebookError(f"{where}: {_reason(error)}. What ran is in {failed}") from None
     _write(_clean(notebook, root), folder / f"{name}.ipynb")
     (folder / f"{name}.py").touch()  # Jupyter opens a pair whose .ipynb is the newer only if both hold the same text
     failed.unlink(missing_ok=True)

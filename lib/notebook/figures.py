@@ -10,8 +10,6 @@ from lib.machine.files import written_whole
 from lib.machine.folders import paths
 
 SCREEN_DPI = 72  # figures inside a notebook
-
-
 REPORT_DPI = 150  # the PNG exported for the report; the PDF is vector graphics
 
 

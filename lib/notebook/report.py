@@ -52,7 +52,7 @@ def markdown(rows: Sequence[Mapping]) -> Markdown:
 
 
 def before_after(scores_by_stage: Mapping[str, Mapping]) -> list[dict]:
-    """What each stage adds (§8): its box and mask AP, AP50 and AP75 as lib.evaluate measured them after it."""
+    """What each stage adds (§8): its box and mask AP, AP50 and AP75 as `evaluate_model` measured them after it."""
     columns = [(kind, name) for kind in ("box", "mask") for name in ("AP", "AP50", "AP75")]
     return [
         {"stage": stage} | {f"{kind} {name}": scores.get(kind, {}).get(name) for kind, name in columns}
@@ -63,7 +63,7 @@ def before_after(scores_by_stage: Mapping[str, Mapping]) -> list[dict]:
 def learning_curves_figure(weights: Path | str, stage: str) -> Figure:
     """A stage's losses over its epochs, one panel a loss (train dotted, val solid), from its history in `weights`.
 
-    Like the browser's figures it is not one of pyplot's: end a cell with it, and save it with runtime.save_figure.
+    Like the browser's figures it is not one of pyplot's: end a cell with it, and save it with save_figure.
     """
     history = read_history(weights, stage)
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,36 +10,28 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lib.boxhead import CLASS_NAMES
-from lib.data.reader import CourseDataset
+from lib.data.batches import Examples
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 from lib.scores.results import box_results, encode_masks
 
 UNDEFINED = -1  # pycocotools' mark for a score without objects
-
-
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES) if i]
 
 
-def ground_truth(dataset: CourseDataset) -> COCO:
+def ground_truth(dataset: Examples) -> COCO:
     """The data set's objects as a COCO object."""
-    annotations = []
+    annotations: list[dict] = []
     for _, target in (dataset[i] for i in range(len(dataset))):
         boxes = box_results(target["image_id"], target["boxes"], target["labels"], torch.ones(len(target["labels"])))
         for row, code in zip(boxes, encode_masks(target["masks"]), strict=True):
             area = float(rle.area(code))
             annotations.append({**row, "id": len(annotations) + 1, "segmentation": code, "area": area, "iscrowd": 0})
-    size = {"height": IMAGE_HEIGHT, "width": IMAGE_WIDTH}
-    images = [{"id": i, **size} for i in dataset.indices]
+    images = [{"id": i, "height": IMAGE_HEIGHT, "width": IMAGE_WIDTH} for i in dataset.indices]
     return _coco({"images": images, "annotations": annotations, "categories": CATEGORIES})
 
 
 def coco_evaluation(
-    truth: COCO,
-    results: list[dict],
-    kind: str,
-    max_detections: Sequence[int] = (1, 10, 100),
-    classes: bool = True,
-    sizes: bool = True,
+    truth: COCO, results: list[dict], kind: str, max_detections=(1, 10, 100), classes=True, sizes=True
 ) -> COCOeval:
     """pycocotools' evaluation, accumulated; `kind` is "bbox" or "segm".
 
@@ -62,19 +53,14 @@ def average_precision(evaluation: COCOeval) -> dict:
     """AP (mean over IoU .50:.05:.95), AP50 and AP75 over all classes and sizes, and AP and AP50 of each class."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes): all areas, most detections
     scores = {"AP": _mean(precision), "AP50": _mean(precision[0]), "AP75": _mean(precision[5])}
-    per_class = {
-        c["name"]: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])} for k, c in enumerate(CATEGORIES)
-    }
-    return {**scores, "per_class": per_class}
+    per_class = [{"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])} for k in range(len(CATEGORIES))]
+    return {**scores, "per_class": dict(zip(CLASS_NAMES[1:], per_class, strict=True))}
 
 
 def proposal_recall(truth: COCO, proposals: list[dict]) -> dict:
-    """AR@100 and AR@1000: the share of objects that the best proposals find, mean over IoU .50:.05:.95, classes
-    ignored.
-    """
-    recall = coco_evaluation(truth, proposals, "bbox", (100, 1000), classes=False, sizes=False).eval[
-        "recall"
-    ]  # (IoUs, 1, areas, limits)
+    """AR@100 and AR@1000: the share of objects of any class that the best proposals find, mean over AP's IoUs."""
+    evaluation = coco_evaluation(truth, proposals, "bbox", (100, 1000), classes=False, sizes=False)
+    recall = evaluation.eval["recall"]  # (IoUs, 1, areas, limits)
     return {f"AR@{limit}": _mean(recall[:, 0, 0, k]) for k, limit in enumerate((100, 1000))}
 
 
@@ -88,20 +74,16 @@ def course_map(evaluation: COCOeval, iou: float = 0.5) -> float | None:
 
 
 def precision_recall(evaluation: COCOeval, iou: float = 0.5) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each class (recall, precision) at falling score thresholds, from recall 0; empty for a class without
-    objects.
-    """
+    """For each class (recall, precision) at falling score thresholds, from recall 0; both empty without objects."""
     level = int(np.flatnonzero(np.isclose(evaluation.params.iouThrs, iou))[0])
     curves = []
     images = [e for e in evaluation.evalImgs if e and e["aRng"] == evaluation.params.areaRng[0]]
     for category in evaluation.params.catIds:
         found = [e for e in images if e["category_id"] == category]
         objects = sum(len(e["gtIds"]) for e in found)
-        scores = np.concatenate([np.zeros(0), *(e["dtScores"] for e in found)])
-        right = np.concatenate([np.zeros(0), *(e["dtMatches"][level] > 0 for e in found)])[
-            np.argsort(-scores, kind="stable")
-        ]
-        hits, recall, precision = np.cumsum(right), np.zeros(0), np.zeros(0)
+        order = np.argsort(-np.concatenate([np.zeros(0), *(e["dtScores"] for e in found)]), kind="stable")
+        right = np.concatenate([np.zeros(0), *(e["dtMatches"][level] > 0 for e in found)])
+        hits, recall, precision = np.cumsum(right[order]), np.zeros(0), np.zeros(0)
         if objects:
             recall = np.concatenate([[0], hits / objects])
             precision = np.concatenate([[1], hits / np.arange(1, len(hits) + 1)])

@@ -10,16 +10,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lib.config import STAGES
-from lib.data.batches import collate
-from lib.data.reader import CourseDataset
+from lib.data.batches import Examples, collate
 from lib.maskrcnn import MaskRCNN
 from lib.scores.coco_ap import average_precision, coco_evaluation, course_map, ground_truth, proposal_recall
 from lib.scores.results import box_results, code_results, encode_masks
 
 
-def evaluate_model(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint") -> dict:
-    """Scores of the model on a data set: `images`, `rpn`, and with the parts that `upto` has trained `box`, `mask`,
-    `course`.
+def evaluate_model(model: MaskRCNN, dataset: Examples, upto: str = "joint") -> dict:
+    """Scores of the model on a data set: `images`, `rpn`, and where `upto` has trained them `box`, `mask`, `course`.
 
     `box` and `mask` hold `AP`, `AP50`, `AP75` and `per_class`; `rpn` holds `AR@100` and `AR@1000`; `course` the
     course's `box_mAP` and `mask_mAP`. A score without any object to find is None.
@@ -35,13 +33,12 @@ def evaluate_model(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint")
 
 
 @torch.no_grad()
-def collect_results(model: MaskRCNN, dataset: CourseDataset, upto: str = "joint") -> dict[str, list[dict]]:
+def collect_results(model: MaskRCNN, dataset: Examples, upto: str = "joint") -> dict[str, list[dict]]:
     """The model's `proposals`, `box` and `mask` results on a data set, in COCO's results format."""
-    results = {"proposals": [], "box": [], "mask": []}
-    batch_size, where = model.config.evaluation.batch_size, next(model.parameters()).device
-    for images, targets in tqdm(
-        DataLoader(dataset, batch_size, collate_fn=collate), "evaluate", leave=False, unit="batch"
-    ):
+    results: dict[str, list[dict]] = {"proposals": [], "box": [], "mask": []}
+    batches = DataLoader(dataset, model.config.evaluation.batch_size, collate_fn=collate)
+    where = next(model.parameters()).device
+    for images, targets in tqdm(batches, "evaluate", leave=False, unit="batch"):
         for target, found in zip(targets, model.eval()(images.to(where), upto), strict=True):
             image, found = target["image_id"], {k: v.cpu() for k, v in found.items()}
             ones = torch.ones(len(found["proposals"]), dtype=torch.long)

@@ -14,11 +14,9 @@ def box_results(image: int, boxes: Tensor, labels: Tensor, scores: Tensor) -> li
 
 
 def code_results(image: int, codes: list[dict], labels: Tensor, scores: Tensor) -> list[dict]:
-    """COCO results of masks given as compressed RLE."""
+    """COCO results of masks given as compressed run-length codes."""
     rows = zip(codes, labels.tolist(), scores.tolist(), strict=True)
-    return [
-        {"image_id": image, "category_id": label, "segmentation": code, "score": score} for code, label, score in rows
-    ]
+    return [{"image_id": image, "category_id": c, "segmentation": code, "score": score} for code, c, score in rows]
 
 
 def encode_masks(masks: Tensor) -> list[dict]:

@@ -1,9 +1,9 @@
 """The frozen backbone's maps of all images, computed once for the three stages that start from them.
 
-    N images of a split    V variants of an image: as it is and, where training mirrors images, mirrored
-    E = V N entries, entry v N + i being variant v of image i    C channels    S cells of the five maps together
+    I  images of a split    E  entries of its file    F  channels    Sy x Sx  a level's grid    T  cells of all grids
+    entry i is image i, entry I + i the same mirrored; without mirroring in training E is I, else 2 I
 
-A split is one memory-mapped file (E, S C) in half precision: of each entry the maps P2 ... P6 one after the other,
+A split is one memory-mapped file (E, T F) in half precision: of each entry the maps P2 ... P6 one after the other,
 cell by cell, the channels of a cell side by side. It lies in `features/` beside the data's four files with a key of all
 that it depends on: the backbone's weights, the frame, the precision, size and time of the data files, and the split.
 Where the key differs or a file is missing, they are computed again, so that the same command gives the same weights.
@@ -11,22 +11,24 @@ Where the key differs or a file is missing, they are computed again, so that the
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.anchors import pyramid_grids
 from lib.config import Config
-from lib.data.batches import collate, flip_targets
+from lib.data.batches import Examples, collate, flip_targets
 from lib.data.reader import FILES, CourseDataset
 from lib.machine.folders import DRIVE
 from lib.preprocess import FRAME, preprocess_images, preprocess_targets
@@ -41,27 +43,23 @@ def stored_maps(maps: Sequence[Tensor]) -> list[Tensor]:
     return [m.float() for m in maps]
 
 
-class StoredFeatures(Dataset):
+class StoredFeatures(Examples):
     """One split's entries with their targets in the network frame, mirrored or not at random; `collate` them."""
 
     def __init__(self, path: Path, data: CourseDataset, config: Config, channels: int, mirrored: bool):
-        self.data, self.config, self.mirrored = data, config, mirrored
+        self.data, self.config, self.mirrored, self.indices = data, config, mirrored, data.indices
         self.shapes = [(rows, columns, channels) for rows, columns in pyramid_grids(config.image.padded_size)]
         width = sum(map(np.prod, self.shapes))
         self.entries = np.memmap(path, np.float16, "r").reshape(-1, width) if len(data) else np.empty((0, width))
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         flip = self.mirrored and bool(torch.rand(()) < self.config.training.flip_probability)
-        target = self.data.target(i)
-        target = flip_targets([target], FRAME[1])[0] if flip else target
+        targets = flip_targets([self.data.target(i)], FRAME[1]) if flip else [self.data.target(i)]
         maps = torch.from_numpy(self.entries[i + flip * len(self)].copy())
-        return maps, preprocess_targets([target], FRAME, self.config.image)[0]
+        return maps, preprocess_targets(targets, FRAME, self.config.image)[0]
 
     def collate(self, samples: Sequence[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
-        """Entries -> the maps P2 ... P6, each (B, C, Sy, Sx) in half precision, and the list of targets."""
+        """Entries -> the maps P2 ... P6, each (B, F, Sy, Sx) in half precision, and the list of targets."""
         entries, targets = zip(*samples, strict=True)
         parts = torch.stack(entries).split([int(np.prod(shape)) for shape in self.shapes], dim=1)
         maps = [part.unflatten(1, shape).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -69,15 +67,17 @@ class StoredFeatures(Dataset):
 
 
 def stored_features(
-    backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, home: Path, accelerator: Accelerator
+    backbone: Any, datasets: Mapping[str, CourseDataset], config: Config, home: Path, accelerator: Accelerator
 ) -> dict[str, StoredFeatures]:
-    """The stored maps of the `train` and `val` split, computed now unless they are there. To be called by all
-    processes: each computes its share. `home` is the data folder. Raises ValueError where the disk has too little room.
+    """The stored maps of the `train` and `val` split, computed now unless they are there.
+
+    To be called by all processes: each computes its share. `home` is the data folder. Raises ValueError where the disk
+    has too little room.
     """
     folder, key = features_folder(home), features_key(backbone, datasets, config, accelerator.mixed_precision)
     mirrored = {"train": config.training.flip_probability > 0, "val": False}
     entries = {split: (1 + mirrored[split]) * len(data) for split, data in datasets.items()}
-    cells = sum(rows * columns for rows, columns in pyramid_grids(config.image.padded_size))
+    cells = sum(map(math.prod, pyramid_grids(config.image.padded_size)))
     sizes = {split: 2 * count * cells * backbone.out_channels for split, count in entries.items()}
     fits = _fits(folder, key, sizes)
     accelerator.wait_for_everyone()  # all have looked
@@ -88,10 +88,8 @@ def stored_features(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (folder / "key").write_text(key)
-    return {
-        split: StoredFeatures(folder / split, data, config, backbone.out_channels, mirrored[split])
-        for split, data in datasets.items()
-    }
+    made = partial(StoredFeatures, config=config, channels=backbone.out_channels)
+    return {split: made(folder / split, data, mirrored=mirrored[split]) for split, data in datasets.items()}
 
 
 def features_folder(data: str | Path) -> Path:
@@ -106,15 +104,14 @@ def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], con
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
     files = {split: [(data.folder / name).stat() for name in FILES.values()] for split, data in datasets.items()}
-    return json.dumps(
-        {
-            "weights": digest.hexdigest(),
-            "frame": (config.image.height, config.image.width, config.training.flip_probability > 0),
-            "precision": precision,
-            "files": {split: [(s.st_size, s.st_mtime_ns) for s in stats] for split, stats in files.items()},
-            "images": {split: data.indices for split, data in datasets.items()},
-        }
-    )
+    key = {
+        "weights": digest.hexdigest(),
+        "frame": (config.image.height, config.image.width, config.training.flip_probability > 0),
+        "precision": precision,
+        "files": {split: [(s.st_size, s.st_mtime_ns) for s in stats] for split, stats in files.items()},
+        "images": {split: data.indices for split, data in datasets.items()},
+    }
+    return json.dumps(key)
 
 
 def _fits(folder: Path, key: str, sizes: Mapping[str, int]) -> bool:
@@ -131,14 +128,11 @@ def _make_room(folder: Path, sizes: Mapping[str, int], images: int, accelerator:
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = sum(sizes.values()), shutil.disk_usage(folder).free - LEFT_FREE
         if needed > free:
-            raise ValueError(
-                f"the frozen backbone's maps take {needed / 1e9:.1f} GB in {folder}, and {max(free, 0) / 1e9:.1f} GB "
-                "of the disk may be used: make room, or set training.store_features=False"
-            )
-        print(
-            f"features: {images} images (mirrored ones counted) go through the frozen backbone once; "
-            f"{needed / 1e9:.2f} GB in {folder}"
-        )
+            maps = f"the frozen backbone's maps take {needed / 1e9:.1f} GB in {folder}"
+            room = f"{max(free, 0) / 1e9:.1f} GB of the disk may be used"
+            raise ValueError(f"{maps}, and {room}: make room, or set training.store_features=False")
+        seen = f"{images} images (mirrored ones counted) go through the frozen backbone once"
+        print(f"features: {seen}; {needed / 1e9:.2f} GB in {folder}")
         for split, size in sizes.items():
             with open(folder / split, "wb") as file:
                 file.truncate(size)
@@ -147,13 +141,13 @@ def _make_room(folder: Path, sizes: Mapping[str, int], images: int, accelerator:
 
 @torch.no_grad()
 def _compute(
-    backbone: nn.Module, data: CourseDataset, entries: range, path: Path, config: Config, accelerator: Accelerator
+    backbone: Any, data: CourseDataset, entries: range, path: Path, config: Config, accelerator: Accelerator
 ) -> None:
     """Write this process's share of a split's entries."""
     device = accelerator.device
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)
     share = entries[accelerator.process_index :: accelerator.num_processes]
-    stored = np.memmap(path, np.float16, "r+").reshape(len(entries), -1) if len(entries) else ()
+    stored = np.memmap(path, np.float16, "r+").reshape(len(entries), -1) if len(entries) else np.empty((0, 0))
     starts = range(0, len(share), _BATCH)
     for start in tqdm(starts, f"features: {path.name}", leave=False, disable=not accelerator.is_main_process):
         chosen = share[start : start + _BATCH]

@@ -7,9 +7,10 @@ fingerprint of the file that it was trained on top of, so that parts which do no
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,8 +19,6 @@ from lib.machine.files import written_whole
 from lib.maskrcnn import MaskRCNN
 from lib.training.stages import STAGE_CLASSES
 
-_PARTS = {"rpn": ("rpn.",), "boxhead": ("box_head.",), "maskhead": ("mask_head.",), "joint": ("",)}
-
 
 def stage_path(weights: str | Path, stage: str) -> Path:
     return Path(weights) / f"{stage}.safetensors"
@@ -27,17 +26,13 @@ def stage_path(weights: str | Path, stage: str) -> Path:
 
 def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -> Path:
     """Write what the stage trained, with config and scores as metadata; the file appears whole or not at all."""
-    prefixes = _PARTS[stage] + (("backbone.",) if stage == "rpn" and model.config.rpn.trains != "none" else ())
+    prefixes = tuple(f"{head}." for head in STAGE_CLASSES[stage].heads)
+    prefixes += ("backbone.",) if stage == "joint" or (stage == "rpn" and model.config.rpn.trains != "none") else ()
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(prefixes)}
-    metadata = {
-        "stage": stage,
-        "config": model.config.to_json(),
-        "scores": json.dumps(scores),
-        "built_on": built_on(weights, stage, model.config),
-    }
+    metadata = {"stage": stage, "config": model.config.to_json(), "scores": json.dumps(scores)}
     path = stage_path(weights, stage)
     with written_whole(path) as part:
-        save_file(tensors, part, metadata)
+        save_file(tensors, part, metadata | {"built_on": built_on(weights, stage, model.config)})
     return path
 
 
@@ -59,9 +54,7 @@ def load_model(
 
 
 def read_parts(weights: str | Path, last: str) -> dict[str, Tensor]:
-    """What the stages up to and including `last` learned, by parameter name; a later stage's values replace an
-    earlier's.
-    """
+    """What the stages up to and including `last` learned, by parameter name; a later stage's value replaces another."""
     check_chain(weights, last)
     tensors: dict[str, Tensor] = {}
     for stage in STAGES[: STAGES.index(last) + 1]:
@@ -86,28 +79,21 @@ def last_trained(weights: str | Path) -> str:
     """The furthest stage that a folder holds."""
     trained = [stage for stage in STAGES if stage_path(weights, stage).is_file()]
     if not trained:
-        raise FileNotFoundError(
-            f"no trained stage in {Path(weights).resolve()}: train with `python -m lib train all --weights {weights}`"
-        )
+        advice = f"train with `python -m lib train all --weights {weights}`"
+        raise FileNotFoundError(f"no trained stage in {Path(weights).resolve()}: {advice}")
     return trained[-1]
 
 
 def check_chain(weights: str | Path, last: str) -> None:
     """Every stage up to `last` is there and was trained on top of the one before it."""
     for stage in STAGES[: STAGES.index(last) + 1]:
-        path = stage_path(weights, stage)
+        path, command = stage_path(weights, stage), f"python -m lib train {stage} --weights {weights}"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path.name} is missing: it is looked for in {path.parent.resolve()}; train it with "
-                f"`python -m lib train {stage} --weights {weights}`"
-            )
-        metadata = read_metadata(path)
-        if metadata["built_on"] != built_on(weights, stage, stored_config(path)):
+            folder = path.parent.resolve()
+            raise FileNotFoundError(f"{path.name} is missing: it is looked for in {folder}; train it with `{command}`")
+        if read_metadata(path)["built_on"] != built_on(weights, stage, stored_config(path)):
             before = f"{previous_stage(stage)}.safetensors" if previous_stage(stage) else "backbone"
-            raise ValueError(
-                f"{path} was trained on top of another {before}: train {stage} again with "
-                f"`python -m lib train {stage} --weights {weights} --restart`"
-            )
+            raise ValueError(f"{path} was trained on top of another {before}: train again, `{command} --restart`")
 
 
 def is_current(weights: str | Path, stage: str, config: Config) -> bool:
@@ -154,15 +140,18 @@ def previous_stage(stage: str) -> str | None:
     return STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """`stage`, `config`, `scores` and `built_on` of a stage's file; ValueError where it is not one."""
+def read_metadata(path: Path, command: str = "train", needed: Sequence[str] = ("config",)) -> dict[str, str]:
+    """`stage`, `config`, `scores` and `built_on` of a stage's file; ValueError where it is not one.
+
+    Of the file of another `command` of the project, what that one notes: the names `needed` and more.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except Exception as error:  # safetensors raises its own bare exception type
-        raise ValueError(f"{path} is not a safetensors file ({error}): delete it and train the stage again") from None
-    if "config" not in metadata:
-        raise ValueError(f"{path} was not written by a stage of this project: it has no config")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): make it again with `python -m lib {command}`") from None
+    if missing := set(needed) - metadata.keys():
+        raise ValueError(f"{path} was not written by `python -m lib {command}`: it has no {min(missing)}")
     return metadata
 
 

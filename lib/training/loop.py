@@ -12,32 +12,24 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lib.boxes import Named
 from lib.config import STAGES, Config, Schedule
-from lib.data.batches import collate, prepare
+from lib.data.batches import loader, prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import keep_memory, precision, seed_everything
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import FRAME, content_size
 from lib.scores.evaluate import evaluate_model
-from lib.speed.stored import StoredFeatures, features_folder, remove, stored_features, stored_maps
-from lib.training.checkpoint import (
-    built_on,
-    check_chain,
-    is_current,
-    load_parts,
-    previous_stage,
-    same_training,
-    save_stage,
-    stage_path,
-)
+from lib.speed.stored import features_folder, remove, stored_features, stored_maps
+from lib.training import checkpoint
+from lib.training.checkpoint import is_current, previous_stage, stage_path
 from lib.training.history import read_history, write_history
 from lib.training.stages import STAGE_CLASSES, Learner
 
@@ -45,8 +37,6 @@ WEIGHT_DECAY = 1e-4  # AdamW
 WARMUP = 0.05  # of a stage's steps: the learning rate rises from 0; then half a cosine back
 CLIP_NORM = 10.0  # of the gradient
 _NEEDS_MASKS = ("maskhead", "joint")
-Start = Callable[[], MaskRCNN]  # makes the model that a training starts from
-Inputs = Callable[..., tuple]  # makes the network's input, the targets in its frame and the content of a loader's batch
 
 
 def train_stage(
@@ -64,58 +54,54 @@ def train_stage(
         return read_history(weights, name)
     train = CourseDataset(data, "train", config.data, with_masks=name in _NEEDS_MASKS)
     val = CourseDataset(val_data or data, "val", config.data)
-    run = Run(name, config, train, val, weights, lambda: starting_model(name, config, weights), restart)
-    history = run.train()
+    run = Run(name, config, train, val, weights, lambda: starting_model(name, config, weights))
+    history = run.train(restart)
     run.finish()
     return history
 
 
 class Run:
-    """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands."""
+    """The state of one stage's training: loaders, model, optimiser and schedule, all in accelerate's hands.
 
-    def __init__(
-        self, name: str, config: Config, train: Dataset, val: Dataset, weights: Path, start: Start, restart=False
-    ):
+    `train` and `val` are Examples, and CourseDatasets where features are stored; `start` makes the model to start from.
+    """
+
+    def __init__(self, name: str, config: Config, train: Any, val: Any, weights: Path, start: Callable[[], MaskRCNN]):
         self.name, self.config, self.weights, self.train_data, self.val_data = name, config, weights, train, val
+        self.folder, self.base = weights / f"{name}.resume", checkpoint.built_on(weights, name, config)
         schedule: Schedule = getattr(config, name)
         self.epochs, self.batch_size, self.seed = schedule.epochs, schedule.batch_size, config.training.seed
         loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.seed, non_blocking=True)
         half = precision(config.training.mixed_precision)
         self.accelerator = Accelerator(mixed_precision=half, dataloader_config=loading)
-        step_size = self.batch_size * self.accelerator.num_processes
-        if len(train) < step_size:
-            raise ValueError(
-                f"{train} has {len(train)} training images, fewer than one step's {step_size}: "
-                f"add images or lower {name}.batch_size"
-            )
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        if len(train) < self.batch_size * processes:
+            few = f"{train} has {len(train)} training images, fewer than one step's {self.batch_size * processes}"
+            raise ValueError(f"{few}: add images or lower {name}.batch_size")
         seed_everything(self.seed)
         stage = STAGE_CLASSES[name](start())
-        self.unfinished = None if restart else self._unfinished()
-        learner, self.inputs = Learner(stage), self._of_images
-        if config.training.store_features and learner.frozen_backbone:
+        learner = Learner(stage)
+        self.stored = config.training.store_features and learner.frozen_backbone
+        if self.stored:
             data = {"train": train, "val": val}
             train, val = stored_features(stage.model.backbone, data, config, train.folder, self.accelerator).values()
-            learner, self.inputs = Learner(stage, stored_maps), self._of_stored
+            learner = Learner(stage, stored_maps)
         learning = [p for p in learner.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, schedule.lr, weight_decay=WEIGHT_DECAY, fused=True)
-        self.learner, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
-            learner,
-            optimizer,
-            loader(train, self.batch_size, self.accelerator.device, shuffle=True),
-            loader(val, self.batch_size, self.accelerator.device),
-        )
+        loaders = loader(train, self.batch_size, device, shuffle=True), loader(val, self.batch_size, device)
+        prepared = self.accelerator.prepare(learner, optimizer, *loaders)
+        self.learner, self.optimizer, self.train_loader, self.val_loader = prepared
         steps = self.epochs * len(self.train_loader)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
         self.accelerator.register_for_checkpointing(self.schedule)
         self.accelerator.print(
-            f"{name}: {self.epochs} epochs of {len(train)} images in batches of {self.batch_size} on "
-            f"{self.accelerator.num_processes} x {self.accelerator.device.type}: {steps} steps, "
-            f"{sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
+            f"{name}: {self.epochs} epochs of {len(train)} images in batches of {self.batch_size} on {processes} x "
+            f"{device.type}: {steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
         )
 
-    def train(self) -> list[dict]:
-        """All epochs that are still to come -> the whole history."""
-        history = self.resume()
+    def train(self, restart: bool = False) -> list[dict]:
+        """All epochs that are still to come, or with `restart` all -> the whole history."""
+        history = [] if restart else self.resume()
         while len(history) < self.epochs:
             history.append(self.epoch(len(history)))
             self.checkpoint(history)
@@ -145,16 +131,14 @@ class Run:
         self.accelerator.print(f"{self.name} {epoch + 1:2d}/{self.epochs}  {losses}  {seconds:.0f} s")
         return row
 
-    def _of_images(self, images: Tensor, targets: list[dict]) -> tuple:
-        """A batch of images -> the network's input, the targets in its frame, the content; mirrored while training."""
+    def _inputs(self, batch: Any, targets: list[dict]) -> tuple:
+        """Images, mirrored while training, or stored maps -> the network's input, targets in its frame, the content."""
+        if self.stored:
+            return batch, targets, content_size(*FRAME, self.config.image)
         flip = self.config.training.flip_probability if self.learner.training else 0.0
-        return prepare(images, targets, self.config.image, flip)
+        return prepare(batch, targets, self.config.image, flip)
 
-    def _of_stored(self, maps: list[Tensor], targets: list[dict]) -> tuple:
-        """A batch of stored maps, and of targets that are in the network's frame already."""
-        return maps, targets, content_size(*FRAME, self.config.image)
-
-    def _step(self, *batch) -> dict[str, Tensor]:
+    def _step(self, *batch) -> Named:
         losses = self.learner(*batch)
         self.accelerator.backward(sum(losses.values()))
         self.accelerator.clip_grad_norm_(self.learner.parameters(), CLIP_NORM)
@@ -163,15 +147,13 @@ class Run:
         self.optimizer.zero_grad()
         return losses
 
-    def _pass(self, batches: Iterable, title: str, step) -> dict[str, float]:
+    def _pass(self, batches: Iterable, title: str, step: Callable[..., Named]) -> dict[str, float]:
         """The mean of each loss over the batches of all processes, behind a progress bar."""
-        sums, count = {}, 0
-        hidden = not self.accelerator.is_main_process
-        bar = tqdm(batches, title, leave=False, disable=hidden, unit_scale=self.batch_size, unit="img")
-        for batch in bar:
-            losses = step(*self.inputs(*batch))
-            count += 1
-            for name, loss in losses.items():
+        sums: Named = {}
+        hidden, size = not self.accelerator.is_main_process, self.batch_size
+        bar = tqdm(batches, title, leave=False, disable=hidden, unit_scale=size, unit="img")
+        for count, batch in enumerate(bar, start=1):
+            for name, loss in step(*self._inputs(*batch)).items():
                 sums[name] = sums.get(name, 0) + loss.detach()
             if count % 10 == 1:  # reading a loss waits for the device
                 bar.set_postfix({name: f"{float(total) / count:.3f}" for name, total in sums.items()})
@@ -181,82 +163,52 @@ class Run:
         """After an epoch: the history, and all that is needed to go on from here."""
         if self.accelerator.is_main_process:
             write_history(self.weights, self.name, history)
-        partial = self._resume_folder.with_suffix(".partial")
+        partial = self.folder.with_suffix(".partial")
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # every process has written its part
         if self.accelerator.is_main_process:
-            record = {"config": self.config.to_json(), "built_on": self._built_on}
-            (partial / "stage.json").write_text(json.dumps({**record, "history": history}))
-            shutil.rmtree(self._resume_folder, ignore_errors=True)
-            partial.rename(self._resume_folder)
+            record = {"config": self.config.to_json(), "built_on": self.base, "history": history}
+            (partial / "stage.json").write_text(json.dumps(record))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            partial.rename(self.folder)
         self.accelerator.wait_for_everyone()
 
-    def _unfinished(self) -> dict | None:
-        """The record of a stopped training, if this one can go on from it: same config, same earlier stages."""
-        record = self._resume_folder / "stage.json"
-        if not record.is_file():
-            return None
-        stored = json.loads(record.read_text())
-        if same_training(stored["config"], self.config, self.name) and stored["built_on"] == self._built_on:
-            return stored
-        self.accelerator.print(
-            f"{self.name}: the unfinished training in {self._resume_folder} had another config or earlier stages; "
-            "starting afresh"
-        )
-        return None
-
     def resume(self) -> list[dict]:
-        """The history of the epochs already done, their state loaded; empty at a fresh start."""
-        if self.unfinished is None:
+        """The history of a stopped training's epochs, their state loaded; empty if this one cannot go on from it.
+
+        That takes the same config and the same earlier stages.
+        """
+        file, say = self.folder / "stage.json", self.accelerator.print
+        if not file.is_file():
             return []
-        self.accelerator.load_state(str(self._resume_folder))
-        self.accelerator.print(f"{self.name}: going on after epoch {len(self.unfinished['history'])}")
-        return self.unfinished["history"]
+        record = json.loads(file.read_text())
+        same = checkpoint.same_training(record["config"], self.config, self.name)
+        if not same or record["built_on"] != self.base:
+            say(f"{self.name}: the training in {self.folder} had another config or earlier stages; starting afresh")
+            return []
+        self.accelerator.load_state(str(self.folder))
+        say(f"{self.name}: going on after epoch {len(record['history'])}")
+        return record["history"]
 
     def finish(self) -> None:
         """Score the model on the val split and write the stage's file."""
         if self.accelerator.is_main_process:
             scores = evaluate_model(self.model, self.val_data, self.name) if len(self.val_data) else {}
-            path = save_stage(self.model, self.weights, self.name, scores)
-            shutil.rmtree(self._resume_folder, ignore_errors=True)
+            path = checkpoint.save_stage(self.model, self.weights, self.name, scores)
+            shutil.rmtree(self.folder, ignore_errors=True)
             print(f"{self.name}: wrote {path}")
             if self.name in _NEEDS_MASKS and (freed := remove(features_folder(self.train_data.folder))):
                 print(f"features: removed {freed / 1e9:.2f} GB that no later stage reads")
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
-    @property
-    def _built_on(self) -> str:
-        return built_on(self.weights, self.name, self.config)
-
-    @property
-    def _resume_folder(self) -> Path:
-        return self.weights / f"{self.name}.resume"
-
 
 def starting_model(name: str, config: Config, weights: Path) -> MaskRCNN:
-    """The model that a stage starts from: the earlier stages' parts as trained, the rest fresh, all under this
-    config.
-    """
+    """The model that a stage starts from: earlier stages' parts as trained, the rest fresh, all under this config."""
     if before := previous_stage(name):
-        check_chain(weights, before)  # before anything is built or downloaded
-        return load_parts(MaskRCNN(config), weights, before)
+        checkpoint.check_chain(weights, before)  # before anything is built or downloaded
+        return checkpoint.load_parts(MaskRCNN(config), weights, before)
     return MaskRCNN(config)
-
-
-def loader(dataset: Dataset, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
-    """Batches of uint8 images, or of stored features; on a GPU, two processes read ahead into pinned memory."""
-    gpu = device.type == "cuda"
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle,
-        collate_fn=dataset.collate if isinstance(dataset, StoredFeatures) else collate,
-        drop_last=shuffle,
-        num_workers=getattr(dataset, "workers", 2 if gpu else 0),
-        pin_memory=gpu,
-        persistent_workers=gpu and isinstance(dataset, CourseDataset),  # the others draw anew in each epoch
-    )
 
 
 def warmup_cosine(step: int, steps: int) -> float:

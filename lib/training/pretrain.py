@@ -1,8 +1,8 @@
-"""The demo's backbone: a whole Mask R-CNN learns from random weights on scenes made up on the fly, then trunk and
-pyramid alone are kept.
+"""The demo's backbone: a whole Mask R-CNN learns from random weights, then trunk and pyramid alone are kept.
 
     python -m lib pretrain --images 30000
 
+It learns on scenes made up on the fly.
 The sheet's backbone is a detector's too (§3): torchvision's was trained on COCO, this one on scenes of seeds that no
 data set may use. Every scene is new: none is seen twice. A stopped run goes on from its last epoch, an "epoch" being
 a fifteenth of the run; `--continues FILE` starts from an earlier run's backbone, on scenes of another seed.
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lib.backbone import load_backbone
 from lib.config import PRETRAINING_SEEDS, Config
-from lib.data.batches import collate
+from lib.data.batches import Examples, collate
 from lib.data.scenes import scene
 from lib.machine.device import keep_memory
 from lib.machine.files import written_whole
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
+from lib.training.checkpoint import read_metadata
 from lib.training.loop import Run
 
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
@@ -41,7 +41,7 @@ RECIPE = (  # beside the demo profile's joint stage
 )
 
 
-class SceneStream(Dataset):
+class SceneStream(Examples):
     """`count` new scenes an epoch: item i of epoch e is scene e * count + i of the seed."""
 
     workers = 2  # processes that make scenes while the network learns
@@ -51,9 +51,6 @@ class SceneStream(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def __str__(self) -> str:
         return f"an epoch's share of the scenes of seed {self.seed}"
@@ -83,7 +80,7 @@ def pretrain(config: Config, images: int, run: int, folder: Path, continues: Pat
 
 
 @torch.no_grad()
-def settle_batchnorm(model: MaskRCNN, scenes: Dataset) -> None:
+def settle_batchnorm(model: MaskRCNN, scenes: Examples) -> None:
     """Give the backbone's BatchNorms the plain mean and variance over `scenes` in place of running averages.
 
     A running average lags behind weights that move: for MobileNetV3, whose momentum is 0.01, by a hundred steps.
@@ -109,14 +106,5 @@ def save_backbone(model: MaskRCNN, path: Path, record: dict) -> None:
 
 
 def read_record(path: Path) -> dict[str, str]:
-    """What made a backbone's file: `config`, `seeds`, `images_seen`, `scores`, `machine`, `date`; ValueError for a file
-    of another origin.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            record = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as a backbone's file: {error}") from None
-    if missing := {"seeds", "images_seen"} - record.keys():
-        raise ValueError(f"{path} was not written by `python -m lib pretrain`: it has no {min(missing)}")
-    return record
+    """What made a backbone's file: `config`, `seeds`, `images_seen`, `scores`, `machine`, `date`; or ValueError."""
+    return read_metadata(path, "pretrain", ("seeds", "images_seen"))

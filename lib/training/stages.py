@@ -1,7 +1,7 @@
-"""The stages of training: what each one learns, what it samples for that, and the loss on those samples (§4.5, §6.4,
-§7.4, §8).
+"""The stages of training: what each learns, what it samples for that, and the loss on it (§4.5, §6.4, §7.4, §8).
 
-    B  images    F  channels    M  sampled anchors or proposals    D  boxes that train the mask head    P  pooled size
+    B  images    F  channels    Sy x Sx  a level's grid    Hp x Wp  the network's input    P  pooled size
+    M  sampled anchors or proposals    D  boxes that train the mask head    m  side of a predicted mask
     features: the maps P2 ... P6, each (B, F, Sy, Sx); targets in the network frame; content (height, width)
 
 `sample` runs the parts before the one that learns, with no gradient through what is frozen, and returns a dict of
@@ -11,38 +11,41 @@ stages at once, on the same features.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lib.anchors import Maps
+from lib.boxes import Boxes, Named, Size
 from lib.boxhead import POOL_SIZE, box_loss, refine_for_training, sample_proposals, stack_rois
 from lib.maskhead import POOL_SIZE as MASK_POOL_SIZE
 from lib.maskhead import mask_loss, mask_targets
 from lib.maskrcnn import MaskRCNN
 from lib.rpn import rpn_loss, sample_rpn
 
-Samples = dict[str, Tensor]
-Losses = dict[str, Tensor]
-
 
 class Stage:
     """What all stages have. Making one changes nothing in the model."""
 
     name: str
+    heads: tuple[str, ...]  # the model's parts that it trains
     reads: tuple[str, ...]  # the groups of the config that its training depends on
 
     def __init__(self, model: MaskRCNN):
         self.model, self.config = model, model.config
 
     def learns(self) -> list[nn.Module]:
-        """The modules whose parameters this stage trains."""
-        raise NotImplementedError
+        """The modules whose parameters this stage trains: its heads, and as much of the backbone as the config says."""
+        trains, frozen = getattr(getattr(self.config, self.name), "trains", "none"), self.config.backbone.frozen_blocks
+        heads = [getattr(self.model, head) for head in self.heads]
+        return heads + backbone_parts(self.model.backbone, trains, frozen)
 
-    def sample(self, features: Sequence[Tensor], targets: list[dict], content: tuple[int, int]) -> Samples:
+    def sample(self, features: Maps, targets: list[dict], content: Size) -> Named:
         """What the stage learns from in this batch."""
         raise NotImplementedError
 
-    def loss(self, samples: Samples) -> Losses:
+    def loss(self, samples: Named) -> Named:
         """The stage's losses on its samples, scalars by name, weighted as the config says."""
         raise NotImplementedError
 
@@ -50,13 +53,8 @@ class Stage:
 class RPNStage(Stage):
     """The RPN, with as much of the backbone as the config says."""
 
-    name = "rpn"
+    name, heads = "rpn", ("rpn",)
     reads = ("image", "backbone", "anchors", "rpn", "training")
-
-    def learns(self) -> list[nn.Module]:
-        config = self.config
-        parts = backbone_parts(self.model.backbone, config.rpn.trains, config.backbone.frozen_blocks)
-        return [self.model.rpn, *parts]
 
     def sample(self, features, targets, content):
         return sample_rpn(features, self.model.anchors(features), targets, content, self.config.rpn)
@@ -70,11 +68,8 @@ class RPNStage(Stage):
 class BoxHeadStage(Stage):
     """The box head on sampled proposals of the RPN."""
 
-    name = "boxhead"
+    name, heads = "boxhead", ("box_head",)
     reads = (*RPNStage.reads, "roi_align", "boxhead")
-
-    def learns(self) -> list[nn.Module]:
-        return [self.model.box_head]
 
     def sample(self, features, targets, content):
         with torch.no_grad():
@@ -91,11 +86,8 @@ class BoxHeadStage(Stage):
 class MaskHeadStage(Stage):
     """The mask head on the boxes that the box head refines (§6.5, in training)."""
 
-    name = "maskhead"
+    name, heads = "maskhead", ("mask_head",)
     reads = (*BoxHeadStage.reads, "maskhead")
-
-    def learns(self) -> list[nn.Module]:
-        return [self.model.mask_head]
 
     @torch.no_grad()
     def sample(self, features, targets, content):
@@ -103,14 +95,9 @@ class MaskHeadStage(Stage):
         return self.of_boxes(features, self.model.classify(features, proposals), proposals, targets, content)
 
     def of_boxes(
-        self,
-        features: Sequence[Tensor],
-        outputs: tuple[Tensor, Tensor],
-        proposals: Sequence[Tensor],
-        targets: list[dict],
-        content: tuple[int, int],
-    ) -> Samples:
-        """What the mask head learns from, given the box head's `outputs` for the proposals (Ri, 4) of each image."""
+        self, features: Maps, outputs: tuple[Tensor, Tensor], proposals: Boxes, targets: list[dict], content: Size
+    ) -> Named:
+        """The box head's `outputs` for the proposals (Ri, 4) of each image -> what the mask head learns from."""
         with torch.no_grad():
             chosen = refine_for_training(*outputs, proposals, targets, content, self.config.boxhead)
         return mask_samples(self.model, features, chosen, targets)
@@ -120,8 +107,8 @@ class MaskHeadStage(Stage):
         return {name: loss * self.config.maskhead.loss_weight for name, loss in losses.items()}
 
 
-def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[dict], targets: list[dict]) -> Samples:
-    """Of the boxes chosen in all images `pooled` (D, F, 14, 14), `labels` (D,) and mask targets `masks` (D, 28, 28)."""
+def mask_samples(model: MaskRCNN, features: Maps, chosen: Sequence[Named], targets: list[dict]) -> Named:
+    """Boxes chosen in each image -> `pooled` (D, F, P, P), `labels` (D,) and mask targets `masks` (D, m, m) of all."""
     rois, images = stack_rois([c["boxes"] for c in chosen])
     pairs = zip(chosen, targets, strict=True)
     masks = torch.cat([mask_targets(c["boxes"], c["matched"], t["masks"]) for c, t in pairs])
@@ -130,21 +117,17 @@ def mask_samples(model: MaskRCNN, features: Sequence[Tensor], chosen: Sequence[d
 
 
 class JointStage(Stage):
-    """All parts together (§8): the three stages on the same features, the mask head's boxes refined from the box head's
-    own minibatch.
+    """All parts together (§8): the three stages on the same features.
+
+    The mask head's boxes are refined from the box head's own minibatch.
     """
 
-    name = "joint"
+    name, heads = "joint", ("rpn", "box_head", "mask_head")
     reads = (*MaskHeadStage.reads, "joint")
 
     def __init__(self, model: MaskRCNN):
         super().__init__(model)
         self.rpn, self.boxhead, self.maskhead = RPNStage(model), BoxHeadStage(model), MaskHeadStage(model)
-
-    def learns(self) -> list[nn.Module]:
-        model, config = self.model, self.config
-        parts = backbone_parts(model.backbone, config.joint.trains, config.backbone.frozen_blocks)
-        return [model.rpn, model.box_head, model.mask_head, *parts]
 
     def sample(self, features, targets, content):
         rpn = self.rpn.sample(features, targets, content)
@@ -158,14 +141,14 @@ class JointStage(Stage):
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
     def loss(self, samples):
-        losses: Losses = {}
+        losses: Named = {}
         for stage in (self.rpn, self.boxhead, self.maskhead):
             prefix = f"{stage.name}."
             losses |= stage.loss({k.removeprefix(prefix): v for k, v in samples.items() if k.startswith(prefix)})
         return losses
 
 
-def backbone_parts(backbone: nn.Module, trains: str, frozen_blocks: int) -> list[nn.Module]:
+def backbone_parts(backbone: Any, trains: str, frozen_blocks: int) -> list[nn.Module]:
     """The modules that learn where `trains`, one of PARTS, is "none", "fpn" or "all" (but the trunk's first blocks)."""
     if trains == "none":
         return []
@@ -185,7 +168,7 @@ class Learner(nn.Module):
     (B, 3, Hp, Wp), or of stored maps. From here on the parameters of other modules need no gradient.
     """
 
-    def __init__(self, stage: Stage, features: Callable[[Tensor], list[Tensor]] | None = None):
+    def __init__(self, stage: Stage, features: Callable[[Any], list[Tensor]] | None = None):
         super().__init__()
         self.model, self.stage, self._features = stage.model, stage, features or stage.model.features
         learning = {id(p) for module in stage.learns() for p in module.parameters()}
@@ -198,7 +181,7 @@ class Learner(nn.Module):
     def frozen_backbone(self) -> bool:
         return not any(p.requires_grad for p in self.model.backbone.parameters())
 
-    def forward(self, x: Tensor, targets: list[dict], content: tuple[int, int]) -> Losses:
+    def forward(self, x: Any, targets: list[dict], content: Size) -> Named:
         """The network's input, or stored maps, and the targets in its frame -> the stage's losses."""
         with torch.no_grad() if self.frozen_backbone else nullcontext():
             features = self._features(x)
