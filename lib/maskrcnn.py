@@ -90,11 +90,11 @@ class MaskRCNN(nn.Module):
         return list(masks.split([len(b) for b in boxes]))
 
     @torch.no_grad()
-    def forward(self, images: Tensor, upto: str = "joint", threshold: float = 0.0) -> list[Named]:
+    def forward(self, images: Tensor, stage: str = "joint", threshold: float = 0.0) -> list[Named]:
         """Images (B, 3, H, W) uint8 of one size -> for each its detections that score at least `threshold`, best first.
 
         They are `boxes` (D, 4), `labels` (D,), `scores` (D,), `masks` (D, H, W) in the original frame; so are the RPN's
-        `proposals` (N, 4) with `proposal_scores` (N,), which come along. `upto` names the last trained stage: "rpn"
+        `proposals` (N, 4) with `proposal_scores` (N,), which come along. `stage` names the last trained stage: "rpn"
         gives proposals alone, "boxhead" no masks. Set the module to eval mode first.
         """
         size = (images.shape[-2], images.shape[-1])
@@ -102,11 +102,11 @@ class MaskRCNN(nn.Module):
         features = self.features(preprocess_images(images, self.config.image))
         proposals = self.propose(features, content)
         results = [{"proposals": p["boxes"], "proposal_scores": p["scores"]} for p in proposals]
-        if upto != "rpn":
+        if stage != "rpn":
             detections = self.detect(features, [p["boxes"] for p in proposals], content)
             for found, detected in zip(results, detections, strict=True):
                 found |= {name: value[detected["scores"] >= threshold] for name, value in detected.items()}
-        if upto in ("maskhead", "joint"):
+        if stage in ("maskhead", "joint"):
             masks = self.segment(features, [r["boxes"] for r in results], [r["labels"] for r in results])
             for found, probabilities in zip(results, masks, strict=True):
                 found["masks"] = probabilities

@@ -51,12 +51,12 @@ class Finder(torch.nn.Module):
         super().__init__()
         self.unused, self.seen = torch.nn.Parameter(torch.zeros(1)), 0
 
-    def forward(self, images, upto):
+    def forward(self, images, stage):
         assert not self.training and images.dtype == torch.uint8
         self.seen += len(images)
         boxes, masks = SCENES[0][1]["boxes"] + 20, SCENES[0][1]["masks"]
         found = {"boxes": boxes, "labels": torch.tensor([2]), "scores": torch.tensor([0.7]), "masks": masks}
-        return [{name: value for name, value in found.items() if name != "masks" or upto == "maskhead"}]
+        return [{name: value for name, value in found.items() if name != "masks" or stage == "maskhead"}]
 
 
 def parts(box: widgets.VBox) -> tuple[dict[str, widgets.Widget], widgets.Image, widgets.HTML]:

@@ -138,13 +138,13 @@ class Seer(torch.nn.Module):
         self.dataset, self.config, self.sees, self.next = dataset, config, sees, 0
         self.parameter = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, images, upto):
+    def forward(self, images, stage):
         found = []
         for _ in images:
             target = {k: v[: len(v) * self.sees] for k, v in self.dataset[self.next][1].items() if k != "image_id"}
             ones, self.next = torch.ones(len(target["boxes"])), self.next + 1
-            whole = {**target, "scores": ones} if upto != "rpn" else {}
-            if upto == "boxhead":
+            whole = {**target, "scores": ones} if stage != "rpn" else {}
+            if stage == "boxhead":
                 whole.pop("masks")
             found.append({**whole, "proposals": target["boxes"], "proposal_scores": ones})
         return found

@@ -27,14 +27,14 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), Config()
 
-    def forward(self, images, upto, threshold):
+    def forward(self, images, stage, threshold):
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[:2] == (1, 3)
         h, w = images.shape[2:]
         boxes = torch.tensor([[w // 4, h // 4, w // 2, h // 2]] * 2).float()
         found = {"boxes": boxes, "labels": torch.tensor([2, 3]), "scores": torch.tensor([0.9, 0.2])}
         masks = torch.zeros(2, h, w, dtype=torch.uint8)
         masks[:, h // 4 : h // 2, w // 4 : w // 2] = 1
-        found |= {"masks": masks} if upto == "joint" else {}
+        found |= {"masks": masks} if stage == "joint" else {}
         return [{k: v[found["scores"] >= threshold] for k, v in found.items()}]
 
 
