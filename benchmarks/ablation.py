@@ -85,7 +85,7 @@ def ablation_table(folder: Path) -> list[dict]:
     """
     runs = finished_runs(folder, "ablation")
     runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != "the recipe"))
-    return [{k: v for k, v in row.items() if "minutes" not in k} for row in table(runs, "row")]
+    return [{k: v for k, v in row.items() if "training" not in k} for row in table(runs, "row")]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from lib.data.reader import CourseDataset
 from lib.data.sources import ensure_data
 from lib.machine.device import device, keep_memory, precision, seed_everything
 from lib.machine.errors import command_errors
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.notebook.report import save_table
 from lib.preprocess import IMAGE_MEAN, IMAGE_STD
@@ -279,8 +280,7 @@ def kept_run(
     """The run that `path` holds; without one, the run is made and left there. ValueError for one of another config."""
     if not path.is_file():
         row = run(setting, model_name, config, *data, weights, trained) | about
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row, indent=2) + "\n")
+        write_json(row, path)
     row = json.loads(path.read_text())
     if not _same(row["config"], config):
         raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
@@ -341,7 +341,7 @@ def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
             row[name] = f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(mine) > 1 else "")
         for kind in ("box", "mask"):
             row[f"{kind} AP, difference"] = _difference(base, mine, kind)
-        row["training, CPU minutes"] = f"{np.mean([r['cpu_s'] for r in of_row]) / 60:.1f}"
+        row["training, s"] = f"{np.mean([r['wall_s'] for r in of_row]):.0f}"
         rows.append(row)
     return rows
 

@@ -8,7 +8,6 @@ which neither the backbone nor the RPNs have seen.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from lib.data.batches import prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import precision, seed_everything
 from lib.machine.errors import command_errors
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.rpn import RPNHead, draw_anchors, rpn_loss
 from lib.scores.evaluate import evaluate_model
@@ -104,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in KINDS:
         mine = [row for row in rows if row["statistics"] == kind]
         print(kind, {k: round(sum(r[k] for r in mine) / len(mine), 3) for k in ("AR@100", "AR@1000")})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from lib.data.scenes import write_scenes
 from lib.data.sources import ensure_data
 from lib.machine.device import keep_memory
 from lib.machine.errors import command_errors
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.maskhead import mask_targets, paste_masks
 from lib.maskrcnn import MaskRCNN
@@ -172,8 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not path.is_file():
             record = run_seed(config.replace(**{"training.seed": seed}), data, scored, seed_weights(seed))
             record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored)}
-            args.out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            write_json(record, path)
         records.append(json.loads(path.read_text()))
     save_table(table(records), "06_stages")
     for row in table(records):

@@ -19,6 +19,7 @@ from benchmarks.timing import machine
 from lib.data.reader import CourseDataset
 from lib.machine.device import keep_memory
 from lib.machine.errors import command_errors
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.maskrcnn import MaskRCNN
 from lib.scores.evaluate import evaluate_model
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": machine(),
         "AP": differences(model, CourseDataset(scored_scenes())),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "precision.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(record, args.out / "precision.json")
     print(json.dumps(record["AP"], indent=1))
 
 

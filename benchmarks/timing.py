@@ -10,7 +10,6 @@ peer's time over ours, of one pair of neighbouring runs: above 1, ours is the fa
 import argparse
 import datetime
 import gc
-import json
 import os
 import platform
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 
 PACKAGES = ("torch", "torchvision", "numpy", "pycocotools")
@@ -153,11 +153,8 @@ def _version(package: str) -> str | None:
 
 def save(rows: Sequence[dict], path: str | Path, **about) -> Path:
     """Rows, machine and whatever else is to be said `about` them, as JSON; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"machine": machine(), **about, "rows": list(rows)}, indent=1) + "\n")
-    return part.replace(path)
+    write_json({"machine": machine(), **about, "rows": list(rows)}, path)
+    return Path(path)
 
 
 def arguments(name: str, description: str, runs: int) -> argparse.ArgumentParser:

@@ -80,7 +80,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size, threshold: float = THR
 
     Predicted masks are rescaled into their boxes bilinearly, and thresholded. The value at a pixel's centre is bilinear
     in the mask, which is a product of one weight for its row and one for its column: pasting is two batched matrix
-    products, rows (D, H, m) x masks x columns (D, m, W), zero outside the boxes by themselves.
+    products, rows (D, H, m) x masks x columns (D, m, W), below a half outside the boxes by themselves.
     """
     pasted = [masks.new_zeros((0, *size), dtype=torch.bool)]
     chunk = max(1, _PASTE_CHUNK // (size[0] * size[1]))

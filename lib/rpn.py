@@ -130,7 +130,7 @@ def rpn_targets(anchors: Tensor, gt_boxes: Tensor, content: Size, config: RPNCon
 def sample_anchors(labels: Tensor, grids: Sequence[Size], config: RPNConfig) -> Tensor:
     """Labels (B, A) -> indices (M,) into the B A anchors: a minibatch over all images (§4.4).
 
-    `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, nearly all negatives lie on P2, which has three
+    `grids` are the pyramid's (Sy, Sx). Drawn uniformly, as printed, most negatives lie on P2, which has three
     quarters of the anchors: hence `negatives`.
     """
     levels = None

@@ -6,7 +6,7 @@
 # **The claim.** One small network, slid over every level of the pyramid, turns thousands of anchors into a few hundred boxes
 # that cover almost every object, without knowing yet what the objects are.
 #
-# **Run time** (demo profile, two CPU cores): a minute and a half to train, as long for everything else.
+# **Run time** (demo profile, two recent CPU cores): about a minute in all, two trainings included.
 #
 # **Inputs → outputs.** `data/` (written if missing) → `weights/<profile>/rpn.safetensors`, its learning curves, and `figures/03_*`.
 
@@ -306,9 +306,9 @@ report.markdown(level_rows)
 show(rpn.gather_patches, rpn._patches)
 
 # %% [markdown]
-# Do these statistics serve inference, where the head sees whole maps? Three RPNs each on the trained system's backbone, 240 scenes, 6
-# epochs (`python -m benchmarks.batchnorm`): with statistics over the sampled positions the recall AR@100 was 0.596 on average (0.589 to
-# 0.607), with statistics over whole maps 0.548 (0.544 to 0.551). They serve, and better than those of whole maps.
+# Do these statistics serve inference, where the head sees whole maps? Three RPNs each on the backbone of an earlier trained system, 240
+# scenes, 6 epochs (`python -m benchmarks.batchnorm`): with statistics over the sampled positions the recall AR@100 was 0.596 on average
+# (0.589 to 0.607), with statistics over whole maps 0.548 (0.544 to 0.551). They serve, and better than those of whole maps.
 
 # %% [markdown]
 # **Check on a tiny map**: what BatchNorm computes in training mode is the mean and variance over the $M$ windows, by hand:
@@ -476,8 +476,8 @@ assert times.mean() == 200 and 9 < times.std() < 18
 # ### The sheet as printed, counted by level
 #
 # Two rules of the sheet, each harmless by itself, meet here. Anchors that cross the boundary are removed (§4.2): on P5 and P6, where an
-# anchor is as large as half the image, that is nearly all of them. And negatives are drawn uniformly (§4.4): three quarters of all anchors lie on
-# P2, so nearly every negative does too. **Predict:** how many negatives does P6 get in a minibatch?
+# anchor is as large as a third of the image or more, that is nearly all of them. And negatives are drawn uniformly (§4.4): three quarters of
+# all anchors lie on P2, so most negatives do too. **Predict:** how many negatives does P6 get in a minibatch?
 
 # %%
 printed = config.replace(**{"rpn.cross_boundary": "remove", "rpn.negatives": "uniform"})
@@ -525,8 +525,8 @@ report.markdown(
 show(rpn.sample_anchors)
 
 # %% [markdown]
-# The sampled anchors of two images. Positives sit on the objects, as tightly as the anchors' shapes allow;
-# the sampled negatives are of every size, and scattered over everything else.
+# The sampled anchors of two images. Positives sit on the objects, as tightly as the anchors' places and shapes allow;
+# the sampled negatives are of every size, and scattered over the whole image, parts of the objects included.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.4))
@@ -551,7 +551,8 @@ _ = save_figure(fig, "03_samples")
 # course's own pictures were taken. In the `demo` profile it is a MobileNetV3 with its pyramid that `python -m lib pretrain` trained as part of
 # a whole Mask R-CNN on made-up scenes of seeds that no data set here may use: it has seen *such* things, but none of these pictures.
 #
-# As it is frozen, its maps never change: they are computed once, each image as it is and mirrored, and all three stages read them from disk.
+# As it is frozen, its maps never change: they are computed once, each training image as it is and mirrored, each validation image as
+# it is, and all three stages read them from disk.
 
 # %%
 train_until("rpn", config, DATA, WEIGHTS)
@@ -568,8 +569,8 @@ as_printed = load_model(WEIGHTS / "as_printed", "rpn", printed)
 # %% [markdown]
 # ### Learning curves
 #
-# Dotted: the training images, solid: the validation images. Where the solid line leaves the dotted one behind, the network has begun
-# to learn its training images by heart.
+# Dotted: the training images, solid: the validation images. Where the dotted line goes on falling and the solid one no longer does,
+# the network has begun to learn its training images by heart. The first dotted point is a mean over an epoch that began untrained.
 
 # %%
 fig = report.learning_curves_figure(WEIGHTS, "rpn")  # both losses divided by M
@@ -641,10 +642,10 @@ fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.5, label="objectness of a c
 _ = save_figure(fig, "03_objectness")
 
 # %% [markdown]
-# **How to read it.** An object should light up on the level whose anchors have its size, and stay dark on the others: that is the
-# division of labour the pyramid makes possible. P5 and P6 have few cells and large anchors; an anchor there may cover half the image, so
-# expect broad glows rather than spots. In numbers, over this batch, crossing anchors included: the mean objectness of the positive and
-# of the negative anchors, level by level. The wider apart the two, the better the level does its work.
+# **How to read it.** An object should light up on the one or two levels whose anchors come closest to its size, and stay dark on the
+# others: that is the division of labour the pyramid makes possible. P5 and P6 have few cells and large anchors; an anchor there may cover
+# half the image, so expect broad glows rather than spots. In numbers, over this batch, crossing anchors included: the mean objectness of
+# the positive and of the negative anchors, level by level. The wider apart the two, the better the level does its work.
 
 # %%
 stacked = torch.stack([rpn.rpn_targets(anchors, t["boxes"], content, config.rpn)[0] for t in scaled])
@@ -666,7 +667,7 @@ report.markdown(rows)
 upper = [row for row in rows if row["level"] in ("P5", "P6")]
 worst = {s: max(row[f"negatives, {s}"] or 0.0 for row in upper) for s in ("as printed", "mended")}
 Markdown(
-    f"On P5 and P6 negative anchors get at most **{worst['as printed']:.3f}** as printed and **{worst['mended']:.3f}** mended: "
+    f"On P5 and P6 negative anchors get on average at most **{worst['as printed']:.3f}** as printed and **{worst['mended']:.3f}** mended: "
     + (
         "as printed, the upper levels say yes to what is not there."
         if worst["as printed"] > 0.2
@@ -780,7 +781,8 @@ print(f"NMS at IoU {config.rpn.nms_iou} keeps {len(kept)} of 300 boxes")
 
 # %% [markdown]
 # `lib.rpn.propose` decodes only what can survive; the naive version below decodes everything, in the order of the assignment. They
-# must give the same boxes. The table counts what each step leaves of the first image's anchors.
+# must give the same boxes. The table counts what each step leaves of the first image's anchors. Of a box that lies wholly outside the
+# image clipping leaves nothing: it is dropped, and *top K* then shows fewer than $K$.
 
 # %%
 def naive_propose(logits, deltas, training, settings):
@@ -935,12 +937,12 @@ fig.tight_layout()
 _ = save_figure(fig, "03_recall")
 
 # %% [markdown]
-# Dotted grey: the $N$ of the config. The curves of different $K$ lie on each other as far as they go: a smaller $K$ takes nothing away
-# from the front of the queue, it only ends sooner, and stays flat from there.
+# Dotted grey: the $N$ of the config. The curves of different $K$ lie on each other as far as they go (the last one drawn hides the
+# others): a smaller $K$ takes nothing away from the front of the queue, it only ends sooner, and stays flat from there.
 
 # %% [markdown]
 # **A rule, instead of an impression:** take the smallest $K$, and then the smallest $N$, that lose
-# less than one object in a hundred (at IoU 0.5) against the most generous setting measured.
+# at most one object in a hundred (at IoU 0.5) against the most generous setting measured.
 
 # %%
 best = recall(KS[-1], KS[-1])
@@ -974,14 +976,15 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # §4.6 asks for about 1000 proposals in training, which is the `course` profile's $N$, for 800 × 1066 pixels and photographs. The
-# `demo` profile's images have a tenth of the pixels and one or two objects each, and each proposal costs the box head time: its $K$
-# and $N$ are smaller, and stay as they are in the config. With more proposals than needed the box head only sees more background.
+# `demo` profile's images have a twentieth of the pixels and one or two objects each, and each proposal costs the box head time: its $K$
+# and $N$ are smaller. The rule may ask for fewer still, but it looks at IoU 0.5 alone: at 0.7 its row of the table can fall behind, and the
+# box head learns from several boxes of each object. So the config's numbers stay. Many more would only show the box head more background.
 
 # %% [markdown]
 # ## What it gets right and what it gets wrong
 
 # %% [markdown]
-# Which objects are missed? We split the validation objects into thirds by size (square root of the area), and by whether they touch the
+# Which objects are missed, if any? We split the validation objects into thirds by size (square root of the area), and by whether they touch the
 # image's border, where the anchors that would fit best reach beyond the image.
 
 # %%
@@ -1015,9 +1018,10 @@ report.save_table(rows, "03_recall_by_group")
 report.markdown(rows)
 
 # %% [markdown]
-# The objects that the proposals cover worst, each with its best proposal. Below each picture: the IoU, the object's size, and
-# whether it touches the border. Typical reasons: the object is smaller than the smallest anchor, it is half hidden or cut off by the
-# border, or its shape is far from 1:2, 1:1 and 2:1.
+# The objects that the proposals cover worst, each with its best proposal. Above each picture: the IoU, the object's size, and
+# whether it touches the border. Possible reasons: the object is about as small as the smallest anchor, half hidden or cut off by
+# the border; its shape is far from 1:2, 1:1 and 2:1; thin parts, a wing or a leg, reach far out; or NMS kept a more probable box in place of
+# one that fits better.
 
 # %%
 best_iou = torch.cat(
@@ -1105,7 +1109,7 @@ print("\n".join(sorted(file.name for file in paths().figures.glob("03_*"))))
 # - Both losses are sums divided by the same $M$; PyTorch's own means would not be.
 # - Which negatives it sees decides what it can learn: drawn as printed, the upper levels get next to none, and only what carries over from the
 #   lower levels keeps them from saying yes to everything; crossing anchors kept and negatives drawn in turn from all levels mend that.
-# - Post-processing: decode, clip, top $K$, NMS, top $N$; both were read off a recall curve.
+# - Post-processing: decode, clip, top $K$, NMS, top $N$; a recall curve shows which $K$ and $N$ are enough.
 
 # %% [markdown]
 # ## Exercises
@@ -1113,7 +1117,7 @@ print("\n".join(sorted(file.name for file in paths().figures.glob("03_*"))))
 # 1. Set `rpn.nms_iou` to 0.5 in `load_config("demo", ["rpn.nms_iou=0.5"])` and measure the recall curve again. Which of the two
 #    curves changes more, and why? (No training needed: pass the changed config's `rpn` to `propose`.)
 # 2. Replace the sampling by *all* anchors (a very large `rpn.batch_samples`). What happens to the objectness of the positives?
-# 3. Add a fourth aspect ratio to `anchors.ratios`. Which of the missed objects above could it help?
+# 3. Add a fourth aspect ratio to `anchors.ratios`. Which of the worst covered objects above could it help?
 # 4. Focal loss (Lin et al. 2017) weighs each anchor's cross entropy by $(1 - p_t)^\gamma$. Compute by hand, for $\gamma = 2$, the loss
 #    of the three anchors above.
 

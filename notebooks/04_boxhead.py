@@ -6,7 +6,7 @@
 # **The claim.** Cut every proposal, whatever its size, to the same 7 × 7 grid of features without rounding a single coordinate, and a
 # small fully connected network can name what is inside and move the box the rest of the way.
 #
-# **Run time** (demo profile, two CPU cores): a minute to train, half a minute for everything else; if the RPN of the
+# **Run time** (demo profile, two recent CPU cores): less than a minute in all, about half of it to train; if the RPN of the
 # notebook before is missing, it is trained first.
 #
 # **Inputs → outputs.** `data/`, `weights/<profile>/rpn.safetensors` → `weights/<profile>/boxhead.safetensors`, its learning curves,
@@ -178,8 +178,9 @@ assert math.isclose(printed_product, 65.085, abs_tol=1e-3)
 # neighbours*, and for neighbours one apart each pair is not negative and adds up to 1; 9.25 + 7.5 and 3.25 + 16.75 do not.
 
 # %% [markdown]
-# The nearest numbers that are weights are the digits behind the point: (0.25, 0.75) and (0.25, 0.75), that is a point ¾ of the way
-# along both axes. **The right value for these is 0.2375:**
+# The digits behind the point come near to weights. In the column they are some, 0.25 and 0.75; in the row 0.25 and 0.5 do not add up to 1,
+# and to a first weight of 0.25 belongs a second of 0.75. So take (0.25, 0.75) twice, that is a point ¾ of the way along both axes.
+# **The right value for these is 0.2375:**
 #
 # $$0.25\,(0.32 · 0.25 + 0.16 · 0.75) + 0.75\,(0.64 · 0.25 + 0.12 · 0.75) = 0.25 · 0.2 + 0.75 · 0.25 = 0.2375$$
 
@@ -825,7 +826,8 @@ Markdown(f"{improved:.0%} of the boxes came closer to their object; the others w
 
 # %% [markdown]
 # Drawn: the twelve proposals of an image that the head is surest of (dotted) and where it put them (solid), in the colour of their class,
-# before any suppression. Good regression shows as many dotted boxes ending in one solid bundle.
+# before any suppression. Good regression shows as many dotted boxes ending in one solid bundle. Where a bundle surrounds what is no object,
+# the mistake is the classifier's.
 
 # %%
 with torch.no_grad():
@@ -924,7 +926,8 @@ show(boxhead.refine_for_training)
 
 # %% [markdown]
 # Over all images of the batch, how many boxes would train the mask head? §6.5 aims at about 100, out of 1000 proposals; the `demo`
-# profile starts from fewer proposals, and its images have one or two objects, so that NMS leaves a few good boxes of each.
+# profile starts from fewer proposals, and its images have one or two objects, so that NMS leaves a few good boxes of each, and $N'$ keeps
+# the six best at most.
 
 # %%
 per_image = [len(c["boxes"]) for c in trained]
@@ -981,8 +984,9 @@ display(report.markdown(rows))
 Markdown(f"Detections that answer to no object: {sum(extra for _, extra in outcomes)} in {len(outcomes)} images.")
 
 # %% [markdown]
-# The images where most went wrong (if any did), with everything the head is sure of. Look for: two objects merged into one box, parts of an
-# object detected on their own, the wrong class on a small or half-hidden object.
+# The images where most went wrong (if any did), with everything the head is sure of. Look for: something of the background
+# taken for an object, two objects merged into one box, an object found twice, parts of an object detected on their own, often under another
+# name.
 
 # %%
 trouble = [sum(v != "found" for v in names) + extra for names, extra in outcomes]

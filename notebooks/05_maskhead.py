@@ -8,7 +8,7 @@
 #
 # | | |
 # |---|---|
-# | run time | under a minute on one CPU core; the first time, training adds a few minutes |
+# | run time | about a minute on two recent CPU cores, most of it training, which is done once |
 # | inputs | `data/<source>/` and the trained `rpn` and `boxhead` of `weights/<profile>/` (trained first if missing) |
 # | outputs | `weights/<profile>/maskhead.safetensors`, `maskhead_history.csv`, figures `05_*` |
 
@@ -30,7 +30,7 @@
 # ```text
 # image ──> backbone + FPN ──> P2 … P5 ──────────────────┬───────────────────┐
 #                    │                                   │                   │
-#                    └──> RPN ──> about 1000 proposals ──┴──> box head ──────┴──> [ MASK HEAD ] ──> paste
+#                    └──> RPN ──> hundreds of proposals ─┴──> box head ──────┴──> [ MASK HEAD ] ──> paste
 #                         (03)                                (04): boxes,         28 × 28 for      H × W
 #                                                             classes, scores      each box         masks
 # ```
@@ -592,7 +592,8 @@ assert_close(naive_paste(Y, (0, 0, 4, 4), 4, 4), pasted)
 # %% [markdown]
 # ### The part: `lib.maskhead.paste_masks`
 #
-# All masks at once, two batched products. Outside its box a mask has only zero weights: nothing need be cut out.
+# All masks at once, two batched products. Outside its box a mask's weights sum to less than one half, and to zero from half
+# a cell on: at a threshold of 0.5 nothing need be cut out.
 
 # %%
 show(maskhead.paste_masks, maskhead._interpolation)
@@ -653,7 +654,7 @@ def boxes_in_training(images, targets, content):
 
 
 # %% [markdown]
-# An image's proposals, what the box head makes of them, and what is left to train on.
+# Left an image's proposals; right, of the boxes that the box head makes of them, those that are left to train on.
 
 # %%
 images, targets, content = batch(train_set, range(min(8, len(train_set))))
@@ -802,7 +803,8 @@ print(f"mask IoU {ceiling:.3f} on average, {min(ceilings):.3f} at worst")
 show(stages.MaskHeadStage, stages.mask_samples)
 
 # %% [markdown]
-# Finished stages are kept, missing ones trained: this cell takes two to three minutes the first time and no time the second.
+# Finished stages are kept, missing ones trained: on two recent CPU cores the mask head takes less than a minute the first
+# time and no time the second.
 
 # %%
 train_until("maskhead", config, DATA, WEIGHTS)
@@ -983,7 +985,7 @@ _ = save_figure(fig, "05_threshold")
 
 # %%
 at_ours, _ = mask_ious(THRESHOLD)
-print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; the rest is not the mask head's to mend.")
+print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; a missed one is not the mask head's to mend.")
 if pairs:
     gain = max(means) - float(at_ours.mean())
     print(f"mean mask IoU {float(at_ours.mean()):.3f} at {THRESHOLD}, best {max(means):.3f} at {best}")

@@ -8,7 +8,7 @@
 #
 # | | |
 # |---|---|
-# | run time | about a minute on one CPU core; the first time, fine-tuning adds a few minutes |
+# | run time | under a minute and a half on two recent CPU cores, more than half of it fine-tuning, which is done once |
 # | inputs | `data/<source>/` and the trained `rpn`, `boxhead`, `maskhead` of `weights/<profile>/` (trained first if missing) |
 # | outputs | `weights/<profile>/joint.safetensors`, `figures/metrics.json`, tables and figures `06_*` |
 
@@ -96,10 +96,10 @@ from torch.testing import assert_close
 from benchmarks.cost import cost_figure
 from lib.boxes import iou_matrix, scale_boxes
 from lib.boxhead import CLASS_NAMES
-from lib.commands.evaluate import write_json
 from lib.config import STAGES
 from lib.data.reader import CourseDataset
 from lib.machine.device import device
+from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.maskhead import paste_masks
 from lib.notebook import draw, report
@@ -374,17 +374,16 @@ rows = report.read_table("06_stages", MEASURED)
 report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation") if row[k]} for row in rows])
 
 # %% [markdown]
-# And beside torchvision's own `MaskRCNN`, on 230 photographs of COCO to train and 74 to score, with the same trunk, pyramid, widths, image
-# size, flips and number of images seen (`python -m benchmarks.accuracy photographs`; one seed, so small differences prove nothing; made
-# before the RPN's negatives were balanced). *found*: the share of objects that a detection with a score of at least 0.3 overlaps by
-# half; of these, *right class* is the share that it names rightly, *box IoU* and *mask IoU* are how well it lies.
+# And on 230 photographs of COCO to train and 74 to score: *course* at the sheet's size, 800 × 1088, beside torchvision's own `MaskRCNN`
+# with the same trunk, pyramid, widths, flips and number of images seen, 12 passes, on a GPU (`python -m benchmarks.accuracy course`);
+# *photographs* at 300 × 400, 23 passes (`python -m benchmarks.accuracy photographs`). *found*: the share of objects that a detection with
+# a score of at least 0.3 overlaps by half; of these, *right class* is the share that it names rightly, *box IoU* and *mask IoU* are how
+# well it lies. One seed and so few photographs prove nothing about small differences.
 
 # %%
-rows = [
-    {name: value for name, value in row.items() if name != "mask AP75"}
-    for row in report.read_table("06_accuracy", MEASURED)
-]
-report.markdown(rows)
+left_out = ("mask AP75", "box AP, difference", "mask AP, difference", "training, s")
+rows = report.read_table("06_accuracy", MEASURED)
+report.markdown([{name: value for name, value in row.items() if name not in left_out} for row in rows])
 
 # %% [markdown]
 # Missing predecessors are trained first; a finished stage is kept.
@@ -395,8 +394,8 @@ train_until("joint", config, DATA, WEIGHTS)
 # %% [markdown]
 # ## Learning curves, all stages
 #
-# The five losses of the joint stage start near where the separate stages ended: they are the same losses, on the same
-# parts.
+# The joint stage's losses of objectness, class and mask start near where the separate stages ended. The two of the boxes
+# cannot be compared so: β and the weights are others now (table above).
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(13, 7), layout="constrained")
@@ -424,7 +423,7 @@ for stage in STAGES:
 # %% [markdown]
 # ## Scores on the test split
 #
-# Each model sees the test images once; everything below is computed from what it said then.
+# Each model goes through the test split once; the scores and detections below come from what it said then.
 
 # %%
 DEVICE = device()
@@ -526,7 +525,8 @@ report.markdown(per_class)
 
 # %%
 def verdict(name, before, after):
-    word = "gains" if after - before > 0.005 else "loses" if before - after > 0.005 else "stays, at"
+    before, after = round(before, 3), round(after, 3)
+    word = "gains" if after - before > 0.005 else "loses" if before - after > 0.005 else "stays within"
     return f"{name} {word} {abs(after - before):.3f} ({before:.3f} -> {after:.3f})"
 
 
@@ -740,8 +740,8 @@ for ax in axes.flat:
 _ = save_figure(fig, "06_best_typical_worst")
 
 # %% [markdown]
-# All images at once. A heap at 0 is made of missed objects, the right-hand heap of good outlines; an image in between may
-# have one object found and one missed.
+# All images at once. At 0 all objects were missed, the right-hand heap is made of good outlines; in between lie outlines
+# that are only fair, and images with one object found and one missed.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
@@ -773,8 +773,8 @@ print("the scores are consistent, and the detections are those of the model")
 # %% [markdown]
 # ## Speed, on this machine
 #
-# How long each part takes on one image, the mean of five runs after one to warm up. These numbers, unlike all others in
-# this notebook, depend on the machine and on what else it is doing.
+# How long each part takes on one image, the mean of five runs after one to warm up. These numbers depend on the machine and
+# on what else it is doing.
 
 # %%
 def timed(part, repeat=5):
@@ -862,7 +862,7 @@ print(f"Most frequent error at score 0.5: {most}.")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Remove detection 2, the duplicate, from the five. How do the two scores change, and why does one hardly notice?
+# 1. Remove detection 2, the duplicate, from the five. How do the two scores change, and why does the course's change more?
 # 2. Give every detection the same score. What happens to the curve, and what does that say about calibration?
 # 3. Fine-tune twice as long (`joint.epochs=4` in the `demo` profile). Which of the five val losses rises first?
 # 4. Set `boxhead.test.nms_iou` to 0.3 and to 0.7 and count the kinds of error again. Which one trades against which?
@@ -872,7 +872,7 @@ print(f"Most frequent error at score 0.5: {most}.")
 # %% [markdown]
 # ## A montage
 #
-# Six more images of the test split, with the true outlines.
+# Six images of the test split as they come, the ninth to the fourteenth, with the true outlines.
 
 # %%
 fig, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")

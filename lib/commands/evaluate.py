@@ -9,7 +9,7 @@ from lib.config import STAGES
 from lib.data.reader import CourseDataset
 from lib.data.split import SPLIT_FILE
 from lib.machine.device import device, keep_memory
-from lib.machine.files import written_whole
+from lib.machine.files import write_json
 from lib.scores.evaluate import evaluate_model
 from lib.training.checkpoint import backbone_origin, last_trained, load_model
 
@@ -31,8 +31,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores = {"split": args.split, "backbone": backbone_origin(model.config), **evaluate_model(model, data, stage)}
     write_json(scores, args.out)
     print(json.dumps(scores, indent=2))
-
-
-def write_json(content: dict, path: Path) -> None:
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")

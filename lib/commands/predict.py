@@ -20,8 +20,8 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from lib.boxhead import CLASS_NAMES
-from lib.commands.evaluate import write_json
 from lib.machine.device import device, keep_memory
+from lib.machine.files import write_json
 from lib.maskrcnn import MaskRCNN
 from lib.notebook import draw
 from lib.scores.coco_ap import CATEGORIES

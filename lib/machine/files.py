@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,3 +21,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(content: object, path: str | Path) -> None:
+    """Content as JSON, whole or not at all."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")

@@ -31,7 +31,13 @@ def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> lis
 
 
 def palette_png(picture: bytes) -> bytes:
-    """The PNG with 256 colours of its own, a third of the size."""
-    pixels, smaller = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
-    pixels.quantize(256, Image.Quantize.MEDIANCUT).save(smaller, "PNG", optimize=True)
+    """The PNG with a palette of its own, a quarter of the size: 128 frequent colours and 128 that differ most.
+
+    Frequent ones alone would lose what is small: a person's colour in a picture of meadows.
+    """
+    pixels, smaller, palette = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO(), Image.new("P", (1, 1))
+    kinds = Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE
+    halves = (pixels.quantize(128, kind).getpalette() or [] for kind in kinds)
+    palette.putpalette([value for half in halves for value in [*half, *[0] * 384][:384]])
+    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
     return smaller.getvalue()
