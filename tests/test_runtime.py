@@ -1,5 +1,6 @@
 """Folders, seeds, figures that are the same twice, and errors in one line."""
 
+import io
 import os
 import platform
 import subprocess
@@ -9,12 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib.machine.device import precision, seed_everything
 from lib.machine.errors import command_errors
 from lib.machine.folders import DRIVE, FOLDERS, paths, root
 from lib.notebook.colab import use_drive
-from lib.notebook.figures import save_figure
+from lib.notebook.figures import palette_png, save_figure
 
 DRAW = """
 import sys, matplotlib; matplotlib.use("Agg")
@@ -127,3 +129,18 @@ def test_precision_on_a_cpu_follows_its_instructions(monkeypatch, has_bf16, expe
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     assert precision() == expected
     assert precision("fp16") == "fp16"
+
+
+def test_a_small_area_keeps_its_colour():
+    """A pink spot of 8 x 8 pixels in a meadow of many greens: 256 colours are not all given to the grass."""
+    rng = np.random.default_rng(0)
+    picture = np.stack(
+        [rng.integers(20, 90, (200, 300)), rng.integers(70, 160, (200, 300)), rng.integers(20, 90, (200, 300))], 2
+    )
+    picture[90:98, 140:148] = 204, 121, 167
+    file = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(file, "PNG")
+    smaller = palette_png(file.getvalue())
+    shown = np.asarray(Image.open(io.BytesIO(smaller)).convert("RGB")).astype(int)
+    assert np.abs(shown - picture).max() < 40 and np.abs(shown - picture)[90:98, 140:148].max() < 10
+    assert len(smaller) < len(file.getvalue()) / 2
