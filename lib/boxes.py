@@ -25,9 +25,9 @@ def area(boxes: Tensor) -> Tensor:
 
 def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
     """Boxes (A, 4), (G, 4) -> intersection over union (A, G) in [0, 1] of every one of `a` with every one of `b`."""
-    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)
+    x1, y1 = (torch.maximum(a[:, None, k], b[None, :, k]) for k in (0, 1))  # (N, M)
+    x2, y2 = (torch.minimum(a[:, None, k], b[None, :, k]) for k in (2, 3))
+    intersection = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
     union = area(a)[:, None] + area(b)[None, :] - intersection
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 

@@ -306,9 +306,9 @@ report.markdown(level_rows)
 show(rpn.gather_patches, rpn._patches)
 
 # %% [markdown]
-# Do these statistics serve inference, where the head sees whole maps? Three RPNs each on the backbone of an earlier trained system, 240
-# scenes, 6 epochs (`python -m benchmarks.batchnorm`): with statistics over the sampled positions the recall AR@100 was 0.596 on average
-# (0.589 to 0.607), with statistics over whole maps 0.548 (0.544 to 0.551). They serve, and better than those of whole maps.
+# Do these statistics serve inference, where the head sees whole maps? Three RPNs each on this backbone, 240 scenes, 6 epochs
+# (`python -m benchmarks.batchnorm`): with statistics over the sampled positions the recall AR@100 was 0.622 on average (0.613 to 0.634),
+# with statistics over whole maps 0.555 (0.511 to 0.597). They serve, and better than those of whole maps.
 
 # %% [markdown]
 # **Check on a tiny map**: what BatchNorm computes in training mode is the mean and variance over the $M$ windows, by hand:
