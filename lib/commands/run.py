@@ -33,7 +33,7 @@ def _announcement(names: list[str], config: Config, source: str) -> str:
     data = f"{config.data.images} scenes to write" if needs_scenes(source) else f"data/{source} as it is"
     trained = ", ".join(sorted(file.stem for file in weights_folder(source, config).glob("*.safetensors"))) or "none"
     what = f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}"
-    cost = "From nothing, the demo profile takes about 11 minutes on two CPU cores and 1 GB of disk."
+    cost = "From nothing, the demo profile takes 5 to 10 minutes on two CPU cores and 1 GB of disk."
     return f"{what}; stages trained already: {trained}.\n{cost}"
 
 
