@@ -985,7 +985,7 @@ _ = save_figure(fig, "05_threshold")
 
 # %%
 at_ours, _ = mask_ious(THRESHOLD)
-print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; a missed one is not the mask head's to mend.")
+print(f"{len(pairs)} of {objects_in_val} objects of the val split were found; the mask head can mend no missed one.")
 if pairs:
     gain = max(means) - float(at_ours.mean())
     print(f"mean mask IoU {float(at_ours.mean()):.3f} at {THRESHOLD}, best {max(means):.3f} at {best}")
