@@ -13,7 +13,7 @@ COMMANDS = {
     "config": "show every number, its values in both profiles, its range and meaning",
     "badges": "copy the repository's name from pyproject.toml to all places that spell it out",
 }
-_EARLIER = {name: name for name in COMMANDS} | {"synthetic": "scenes"}  # as in `python -m lib scenes`
+_EARLIER = {name: name for name in COMMANDS} | {"synthetic": "scenes"}  # as in `python -m lib.synthetic`
 
 if sys.argv[:1] == ["-m"]:  # Python is looking for a module to run
     for _name in (argument.removeprefix("lib.") for argument in sys.orig_argv if argument.startswith("lib.")):

@@ -8,10 +8,8 @@ from lib.machine.errors import command_errors
 
 
 def usage() -> str:
-    width = max(map(len, COMMANDS))
-    return "\n".join(
-        ["usage: python -m lib COMMAND ...", "", *(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())]
-    )
+    lines = (f"  {name:{max(map(len, COMMANDS))}}  {what}" for name, what in COMMANDS.items())
+    return "\n".join(["usage: python -m lib COMMAND ...", "", *lines])
 
 
 @command_errors()

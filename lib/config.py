@@ -2,9 +2,10 @@
 
 A part's numbers stand in its own module; here they are put together with those that no part owns: of the data, of
 training and of evaluation. `course` is the assignment sheet, but for the anchors that the RPN learns from
-(`rpn.cross_boundary`, `rpn.negatives`) and the boxes that train the mask head (`boxhead.train.nms_iou`). `demo` is the
-same system scaled down so that a CPU learns it in minutes: smaller images, a narrower pyramid and a MobileNetV3 that
-was pretrained, pyramid included, on scenes of its own as the sheet's ResNet-50 was on COCO.
+(`rpn.cross_boundary`, `rpn.negatives`) and the boxes that train the mask head (`boxhead.cross_boundary`,
+`boxhead.train.nms_iou`). `demo` is the same system scaled down so that a CPU learns it in minutes: smaller images, a
+narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on scenes of its own as the sheet's ResNet-50
+was on COCO.
 
 Any number can be set by its path: `load_config("demo", ["rpn.epochs=2"])` in a notebook, `--set rpn.epochs=2` on the
 command line, or `MASKRCNN_SET="rpn.epochs=2 ..."` in the environment. `python -m lib config` shows them all.
@@ -99,7 +100,10 @@ class Config(SystemConfig):
             raise ValueError("data.val_fraction and data.test_fraction leave no image to train on: lower one of them")
         if self.joint.changes:  # checked as they will be used, and typed as their fields are
             unchanged = dataclasses.replace(self, joint=dataclasses.replace(self.joint, changes=()))
-            changed = unchanged.replaced(dict(self.joint.changes))
+            try:
+                changed = unchanged.replaced(dict(self.joint.changes))
+            except ValueError as error:
+                raise ValueError(f"joint.{error}") from None
             changes = tuple((path, changed.value(path)) for path, _ in self.joint.changes)
             object.__setattr__(self, "joint", dataclasses.replace(self.joint, changes=changes))
 

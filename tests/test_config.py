@@ -81,8 +81,8 @@ def test_overrides(pair, value):
         ("image.height=0", "image.height cannot be 0: .*; a whole number from 32"),
         ("rpn.test=3", "rpn.test has fields of its own: set pre_nms, post_nms"),
         ("rpn.epochs.x=3", "rpn.epochs is a number, no group"),
-        ("joint.rpn.box_weight=-1", "rpn.box_weight cannot be -1"),  # before any stage starts
-        ("joint.rpn.box_wait=1", "rpn.box_wait is no field: did you mean box_weight"),
+        ("joint.rpn.box_weight=-1", "config field joint.rpn.box_weight cannot be -1"),  # before any stage starts
+        ("joint.rpn.box_wait=1", "config field joint.rpn.box_wait is no field: did you mean box_weight"),
     ],
 )
 def test_wrong_overrides_are_named(pair, message):

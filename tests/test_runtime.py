@@ -138,9 +138,12 @@ def test_a_small_area_keeps_its_colour():
         [rng.integers(20, 90, (200, 300)), rng.integers(70, 160, (200, 300)), rng.integers(20, 90, (200, 300))], 2
     )
     picture[90:98, 140:148] = 204, 121, 167
+    picture[:30] = 255  # the paper, with something almost as white beside it
+    picture[30:40] = 252
     file = io.BytesIO()
     Image.fromarray(picture.astype(np.uint8)).save(file, "PNG")
     smaller = palette_png(file.getvalue())
     shown = np.asarray(Image.open(io.BytesIO(smaller)).convert("RGB")).astype(int)
     assert np.abs(shown - picture).max() < 40 and np.abs(shown - picture)[90:98, 140:148].max() < 10
+    assert (shown[:30] == 255).all() and (shown[30:40] == 252).all()
     assert len(smaller) < len(file.getvalue()) / 2

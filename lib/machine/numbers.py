@@ -108,7 +108,6 @@ def allowed(f: dataclasses.Field) -> str:
     rule = f.metadata
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
     text = f"{rule['length']} numbers" if "length" in rule else words[type(f.default)]
-    if "options" in rule:
-        text = f"one of {', '.join(rule['options'])}"
+    text = f"one of {', '.join(rule['options'])}" if "options" in rule else text
     limits = {"from": "low", "above": "above", "up to": "high"}
-    return " ".join([text, *(f"{word} {rule[key]:g}" for word, key in limits.items() if key in rule)])
+    return " ".join([text, *(f"{word} {rule[key]}" for word, key in limits.items() if key in rule)])

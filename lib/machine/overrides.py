@@ -5,10 +5,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_WORDS = {"box": "boxhead", "mask": "maskhead", "anchor": "anchors", "eval": "evaluation", "backbone": "backbone"}
+_WORDS = {"box": "boxhead", "mask": "maskhead", "anchor": "anchors", "eval": "evaluation"}
 _RENAMED = {"fpn_channels": "backbone.channels", "frozen_trunk_blocks": "backbone.frozen_blocks"}
 _RENAMED |= {"trunk_batchnorm": "backbone.batchnorm", "synthetic_images": "data.images", "synthetic_seed": "data.seed"}
 _RENAMED |= {"box_nms_iou": "boxhead.test.nms_iou", "box_score_threshold": "boxhead.test.score_threshold"}
+_RENAMED |= {"joint_changes": "a number for each change, as joint.rpn.box_weight=2"}
 _CONSTANTS = {  # names of earlier versions
     "preprocess": "size_divisor image_mean image_std",
     "rpn": "rpn_positive_iou rpn_negative_iou rpn_positive_fraction",
@@ -17,16 +18,13 @@ _CONSTANTS = {  # names of earlier versions
     "maskhead": "mask_pool_size mask_threshold",
     "training/loop": "weight_decay warmup_fraction clip_norm",
 }
+_RENAMED |= {name: f"a constant of lib/{file}.py" for file, names in _CONSTANTS.items() for name in names.split()}
 
 
 def hint(name: str, known: Iterable[str]) -> str:
     """Where a number is that was asked for by another name, as of the flat config of earlier versions."""
-    for file, names in _CONSTANTS.items():
-        if name in names.split():
-            return f": it is now a constant of lib/{file}.py"
-    if name == "joint_changes":
-        return ": each change is a number of its own now, as joint.rpn.box_weight=2"
-    name = _RENAMED.get(name, name)
+    if name in _RENAMED:
+        return f": it is now {_RENAMED[name]}"
     words = sorted(_WORDS.get(word, word) for word in name.replace(".", "_").split("_"))
     found = [p for p in known if sorted(p.replace(".", "_").split("_")) == words or p.endswith(f".{name}")]
     found = found or difflib.get_close_matches(name, known, 1)

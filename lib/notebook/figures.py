@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -31,13 +32,19 @@ def save_figure(fig: Figure, name: str, folder: Path | str | None = None) -> lis
 
 
 def palette_png(picture: bytes) -> bytes:
-    """The PNG with a palette of its own, a quarter of the size: 128 frequent colours and 128 that differ most.
+    """The PNG with a palette of its own, a quarter of the size: what is flat stays exact, what is small keeps its hue.
 
-    Frequent ones alone would lose what is small: a person's colour in a picture of meadows.
+    Sixteen colours are the most frequent, such as the paper's white; half of the others stand for many pixels, half
+    differ most: many pixels alone would lose a person's colour in a picture of meadows.
     """
     pixels, smaller, palette = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO(), Image.new("P", (1, 1))
+    colours, counts = np.unique(np.asarray(pixels).reshape(-1, 3), axis=0, return_counts=True)
+    frequent = colours[np.argsort(-counts, kind="stable")[:16]]
     kinds = Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE
-    halves = (pixels.quantize(128, kind).getpalette() or [] for kind in kinds)
-    palette.putpalette([value for half in halves for value in [*half, *[0] * 384][:384]])
-    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    others = [value for kind in kinds for value in (pixels.quantize(120, kind).getpalette() or [])[:360]]
+    palette.putpalette([*frequent.ravel().tolist(), *others])
+    shown = pixels.quantize(palette=palette, dither=Image.Dither.NONE)  # near enough, but not exact
+    for index, colour in enumerate(frequent):
+        shown.paste(index, mask=Image.fromarray((np.asarray(pixels) == colour).all(axis=2)))
+    shown.save(smaller, "PNG", optimize=True)
     return smaller.getvalue()

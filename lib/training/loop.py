@@ -94,10 +94,9 @@ class Run:
         steps = self.epochs * len(self.train_loader)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
         self.accelerator.register_for_checkpointing(self.schedule)
-        self.accelerator.print(
-            f"{name}: {self.epochs} epochs of {len(train)} images in batches of {self.batch_size} on {processes} x "
-            f"{device.type}: {steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
-        )
+        images = f"{self.epochs} epochs of {len(train)} images in batches of {self.batch_size}"
+        size = f"{steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
+        self.accelerator.print(f"{name}: {images} on {processes} x {device.type}: {size}")
 
     def train(self, restart: bool = False) -> list[dict]:
         """All epochs that are still to come, or with `restart` all -> the whole history."""
@@ -127,8 +126,8 @@ class Run:
             val = self._pass(self.val_loader, f"{self.name} val", self.learner)
         row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0], "seconds": time.perf_counter() - started}
         row |= {f"train_{k}": v for k, v in train.items()} | {f"val_{k}": v for k, v in val.items()}
-        losses, seconds = f"train {_total(train)}  val {_total(val)}", row["seconds"]
-        self.accelerator.print(f"{self.name} {epoch + 1:2d}/{self.epochs}  {losses}  {seconds:.0f} s")
+        totals = [f"{split} {sum(v.values()):.4f}" for split, v in (("train", train), ("val", val)) if v]
+        self.accelerator.print(f"{self.name} {epoch + 1:2d}/{self.epochs}  {'  '.join(totals)}  {row['seconds']:.0f} s")
         return row
 
     def _inputs(self, batch: Any, targets: list[dict]) -> tuple:
@@ -225,7 +224,3 @@ def train_until(name: str, config: Config, data: str | Path, weights: str | Path
         if stage != name and not is_current(weights, stage, config):
             print(f"{stage} is not trained yet: training it first")
         train_stage(stage, config, data, weights)
-
-
-def _total(losses: dict[str, float]) -> str:
-    return f"{sum(losses.values()):.4f}" if losses else "-"
