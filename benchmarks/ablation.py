@@ -1,11 +1,11 @@
-"""What each part of the recipe is worth: ours trained with and without it, on the same data with the same seeds.
+"""What each change of the sheet is worth: ours trained with all and without one, on the same data and seeds.
 
     python -m benchmarks.ablation scenes --seeds 0 1 2
     python -m benchmarks.ablation photographs --train data/photos_train --test data/photos_val
 
 The settings are those of `benchmarks.accuracy`, but scenes are scored on others than there: recipes are chosen by
-these rows. Each run leaves one JSON and is not run again. The recipe is loaded where `benchmarks.demo` has left it; a
-row trains only what its change concerns.
+these rows, and what can't be told from noise has left the demo (`benchmarks.accuracy.TRIED`). Each run leaves one JSON
+and is not run again. A row trains only what its change concerns; the rest is that of the first row.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
-from benchmarks.demo import CHOSEN_ON, seed_weights
+from benchmarks.accuracy import SETTINGS, TRIED, data_of, finished_runs, kept_run, print_table, table
+from benchmarks.demo import CHOSEN_ON
 from lib.config import Config
 from lib.machine.errors import command_errors
 from lib.machine.folders import paths
@@ -32,17 +32,18 @@ AS_PRINTED = (  # rows with numbers as the sheet has them, in every stage
     ("boxhead.train.nms_iou=0.5",),
 )
 ONLY_SCORING = "score_threshold"  # no stage trains with it
+FIRST = "all changes"
 
 
 def rows_of(setting: str) -> dict[str, tuple[Config, Config]]:
     """By name of the row, the config to train with and the one to score with."""
-    recipe = SETTINGS[setting]
-    rows = {"the recipe": (recipe, recipe)}
+    tried = SETTINGS[setting].override(TRIED)
+    rows = {FIRST: (tried, tried)}
     for name, numbers in WITHOUT.items():
-        without = recipe.replace(**{f"joint.{path}": recipe.value(path) for path in numbers})
-        rows[f"without {name}"] = (recipe if name == ONLY_SCORING else without, without)
+        without = tried.replace(**{f"joint.{path}": tried.value(path) for path in numbers})
+        rows[f"without {name}"] = (tried if name == ONLY_SCORING else without, without)
     for numbers in AS_PRINTED:
-        printed = recipe.override(numbers)
+        printed = tried.override(numbers)
         rows[f"as printed: {', '.join(numbers)}"] = (printed, printed)
     return rows
 
@@ -59,14 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = data_of(args, CHOSEN_ON)
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            recipe = seed_weights(seed) if args.setting == "scenes" else Path(folder) / "recipe"
+            first = Path(folder) / slug(FIRST)
             for name, configs in rows_of(args.setting).items():
                 trained, scored = (config.replace(**{"training.seed": seed}) for config in configs)
-                weights = recipe
-                if trained != SETTINGS[args.setting].replace(**{"training.seed": seed}):
-                    weights = Path(folder) / slug(name)
-                    if recipe.is_dir():  # the stages before the change are the same
-                        shutil.copytree(recipe, weights)
+                weights = first if name == f"without {ONLY_SCORING}" else Path(folder) / slug(name)
+                if first.is_dir() and not weights.is_dir():  # the stages before the change are the same
+                    shutil.copytree(first, weights)
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
                 kept_run(path, args.setting, "ours", scored, data, weights, trained, row=name)
                 print_table(ablation_table(args.out))
@@ -79,12 +78,12 @@ def slug(name: str) -> str:
 
 
 def ablation_table(folder: Path) -> list[dict]:
-    """The rows of all finished runs, scenes and the recipe first, without their times.
+    """The rows of all finished runs, scenes and all changes first, without their times.
 
     The first of a setting trained the stages that all share.
     """
     runs = finished_runs(folder, "ablation")
-    runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != "the recipe"))
+    runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != FIRST))
     return [{k: v for k, v in row.items() if "training" not in k} for row in table(runs, "row")]
 
 

@@ -67,11 +67,6 @@ def scored_scenes(seed: int = SCORED) -> Path:
     return folder
 
 
-def seed_weights(seed: int) -> Path:
-    """Where a seed's trained stages stay, for `benchmarks.ablation` to start from."""
-    return paths().weights / "benchmarks" / f"seed_{seed}"
-
-
 def scores_after(stage: str, model: MaskRCNN, data: CourseDataset) -> dict[str, float]:
     """The rows of BARS that are read after a stage."""
     if stage == "rpn":
@@ -171,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         path = args.out / f"demo_{backbone}_{seed}.json"
         if not path.is_file():
-            record = run_seed(config.replace(**{"training.seed": seed}), data, scored, seed_weights(seed))
+            weights = paths().weights / "benchmarks" / f"seed_{seed}"
+            record = run_seed(config.replace(**{"training.seed": seed}), data, scored, weights)
             record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored)}
             write_json(record, path)
         records.append(json.loads(path.read_text()))

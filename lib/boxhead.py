@@ -27,7 +27,7 @@ MASK_POSITIVE_IOU = 0.5  # of boxes that train the mask head with an object (§6
 class TrainLimits(Numbers):
     pre_nms: int = count(200, "K', the boxes of an image before NMS while the mask head learns", "§6.5")
     post_nms: int = count(100, "N', the boxes of an image after NMS while the mask head learns", "§6.5")
-    nms_iou: float = share(0.9, "two boxes of a class that overlap more are one; 0.5 leaves one an object", "§6.5")
+    nms_iou: float = share(0.5, "two boxes of a class that overlap more are one", "§6.5")
 
 
 @dataclass(frozen=True)

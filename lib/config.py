@@ -2,8 +2,8 @@
 
 A part's numbers stand in its own module; here they are put together with those that no part owns: of the data, of
 training and of evaluation. `course` is the assignment sheet, but for the anchors that the RPN learns from
-(`rpn.cross_boundary`, `rpn.negatives`) and the boxes that train the mask head (`boxhead.cross_boundary`,
-`boxhead.train.nms_iou`). `demo` is the same system scaled down so that a CPU learns it in minutes: smaller images, a
+(`rpn.cross_boundary`, `rpn.negatives`), the boxes that train the mask head (`boxhead.cross_boundary`) and what the
+joint stage changes. `demo` is the same system scaled down so that a CPU learns it in minutes: smaller images, a
 narrower pyramid and a MobileNetV3 that was pretrained, pyramid included, on scenes of its own as the sheet's ResNet-50
 was on COCO.
 
@@ -154,15 +154,10 @@ class Config(SystemConfig):
             raise ValueError(f"its config is of another version of this project ({error}): train it again") from None
 
 
-# What joint fine-tuning does otherwise than the sheet; `benchmarks.ablation` has a row without each.
-JOINT = (
-    "joint.rpn.smooth_l1_beta=0.1 joint.boxhead.smooth_l1_beta=0.1 joint.rpn.box_weight=2 "
-    "joint.boxhead.test.score_threshold=0.05 "
-)
 COURSE = (
     "boxhead.lr=3e-4 maskhead.lr=5e-4 joint.lr=5e-5 joint.epochs=6 "
     "joint.rpn.batch_samples=1024 joint.boxhead.batch_samples=1024 joint.boxhead.test.pre_nms=1000 "
-    "joint.boxhead.loss_weight=5"
+    "joint.boxhead.loss_weight=5 joint.boxhead.test.score_threshold=0.05"
 )
 DEMO = (
     "image.height=180 image.width=240 backbone.name=mobilenet_v3_large backbone.channels=64 "
@@ -172,10 +167,12 @@ DEMO = (
     "boxhead.hidden=256 boxhead.batch_samples=256 boxhead.train.pre_nms=80 boxhead.train.post_nms=6 "
     "boxhead.batch_size=8 boxhead.lr=5e-4 maskhead.hidden=64 maskhead.batch_size=8 maskhead.lr=1e-3 "
     "joint.epochs=2 joint.batch_size=8 joint.lr=1e-4 joint.boxhead.batch_samples=512 joint.boxhead.loss_weight=2 "
+    "joint.boxhead.test.score_threshold=0.05 "
     "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
 )
-_NUMBERS = {"course": JOINT + COURSE, "demo": JOINT + DEMO}
-PROFILES = {name: Config(profile=name).override(numbers.split()) for name, numbers in _NUMBERS.items()}
+PROFILES = {
+    name: Config(profile=name).override(numbers.split()) for name, numbers in (("course", COURSE), ("demo", DEMO))
+}
 
 
 def load_config(profile: str = "demo", overrides: Iterable[str] = ()) -> Config:

@@ -728,9 +728,10 @@ _ = axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 _ = save_figure(fig, "05_targets_counted")
 
 # %% [markdown]
-# NMS and $N'$ decide the number. Boxes of one object overlap each other: with a threshold of 0.5 only the best of them would stay,
-# one or two an image, far from the 100 that the sheet aims at. The config's 0.9 removes near copies alone, so that a mask is learnt in
-# several slightly different frames, and $N'$ caps what that costs. Each box teaches 784 pixels.
+# NMS decides the number. Boxes of one object overlap each other, and with a threshold of 0.5 hardly more than the best of them stays:
+# with one or two objects an image, far from the 100 that the sheet aims at. A threshold of 0.9 would remove near copies alone, so that
+# a mask is learnt in several slightly different frames. We tried that: it made no difference that could be told from noise (README).
+# Each box teaches 784 pixels.
 
 # %%
 print(f"{seen} images: {sum(per_image)} boxes, {sum(per_image) / seen:.1f} an image (most: {max(per_image)}), ", end="")

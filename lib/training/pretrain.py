@@ -36,7 +36,8 @@ RECIPE = (  # beside the demo profile's joint stage
     "joint.epochs=15",
     "boxhead.adds_truth=True",  # an untrained RPN proposes few objects
     "boxhead.batch_samples=256",
-    "boxhead.train.post_nms=12",
+    "boxhead.train.post_nms=12",  # near copies too, so that a mask is learnt in several frames
+    "boxhead.train.nms_iou=0.9",
     "maskhead.loss_weight=2",  # of a frozen backbone's stages, that of the masks is the furthest from what it could be
 )
 
