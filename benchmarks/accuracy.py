@@ -37,7 +37,6 @@ from benchmarks.demo import SCORED, scored_scenes
 from benchmarks.timing import machine
 from lib import boxhead, maskhead
 from lib.backbone import build_backbone
-from lib.boxhead import NUM_CLASSES
 from lib.config import PROFILES, STAGES, Config
 from lib.data.batches import collate, flip_horizontally
 from lib.data.reader import CourseDataset
@@ -123,9 +122,9 @@ def torchvision_model(config: Config) -> TorchvisionMaskRCNN:
         box_roi_pool=pools[0],
         mask_roi_pool=pools[1],
         box_head=TwoMLPHead(channels * boxhead.POOL_SIZE**2, config.boxhead.hidden),
-        box_predictor=FastRCNNPredictor(config.boxhead.hidden, NUM_CLASSES + 1),
+        box_predictor=FastRCNNPredictor(config.boxhead.hidden, len(config.classes) + 1),
         mask_head=MaskRCNNHeads(channels, (hidden,) * 4, 1),
-        mask_predictor=MaskRCNNPredictor(hidden, hidden, NUM_CLASSES + 1),
+        mask_predictor=MaskRCNNPredictor(hidden, hidden, len(config.classes) + 1),
     )
     learning = {
         id(p) for part in backbone_parts(backbone, "all", config.backbone.frozen_blocks) for p in part.parameters()

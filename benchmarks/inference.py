@@ -29,12 +29,12 @@ from benchmarks.accuracy import torchvision_model
 from benchmarks.timing import arguments, compare, save, table, threads
 from lib import boxhead, maskhead
 from lib.boxes import clip, decode
-from lib.boxhead import NUM_CLASSES, stack_rois
+from lib.boxhead import stack_rois
 from lib.config import Config
 from lib.data.scenes import scene
 from lib.machine.device import keep_memory
 from lib.maskhead import class_masks, paste_masks
-from lib.maskrcnn import MaskRCNN
+from lib.maskrcnn import COURSE_CLASSES, MaskRCNN
 from lib.rpn import propose
 from lib.scores.results import encode_masks
 
@@ -55,7 +55,7 @@ def models(image: Tensor, config: Config) -> tuple[MaskRCNN, TorchvisionMaskRCNN
     if config.backbone.name == "maskrcnn_resnet50_fpn":
         backbone = _resnet_fpn_extractor(resnet50(weights=None, norm_layer=FrozenBatchNorm2d), 3)
         sizes = {"min_size": config.image.height, "max_size": config.image.width}
-        peer = TorchvisionMaskRCNN(backbone, NUM_CLASSES + 1, **sizes)
+        peer = TorchvisionMaskRCNN(backbone, len(COURSE_CLASSES) + 1, **sizes)
     else:
         peer = torchvision_model(config).cpu()
     peer.eval()

@@ -17,8 +17,6 @@ from lib.boxes import MIN_SIZE, Boxes, Named, Size, clip, decode, encode, inside
 from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import match_proposals, sample
 
-CLASS_NAMES = ("background", "vehicle", "person", "animal")
-NUM_CLASSES = len(CLASS_NAMES) - 1  # C
 POOL_SIZE = 7  # P
 MASK_POSITIVE_IOU = 0.5  # of boxes that train the mask head with an object (§6.5)
 
@@ -56,12 +54,12 @@ class BoxHeadConfig(Numbers):
 class BoxHead(nn.Module):
     """Two linear layers with ReLU; then a classifier to C + 1 logits and a regressor to 4 C deltas (§6.2)."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, classes: int):
         super().__init__()
         first = nn.Linear(channels * POOL_SIZE**2, hidden)
         self.mlp = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.classifier = nn.Linear(hidden, NUM_CLASSES + 1)
-        self.regressor = nn.Linear(hidden, 4 * NUM_CLASSES)
+        self.classifier = nn.Linear(hidden, classes + 1)
+        self.regressor = nn.Linear(hidden, 4 * classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.normal_(self.regressor.weight, std=0.001)
 
@@ -71,7 +69,7 @@ class BoxHead(nn.Module):
         The feature vector lists the F channels of one cell after the other, the order in which they lie in memory.
         """
         hidden = self.mlp(pooled.permute(0, 2, 3, 1).flatten(1))
-        return self.classifier(hidden), self.regressor(hidden).view(-1, NUM_CLASSES, 4)
+        return self.classifier(hidden), self.regressor(hidden).unflatten(1, (-1, 4))
 
 
 def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: BoxHeadConfig) -> tuple[Tensor, Tensor]:
@@ -173,9 +171,9 @@ def _every_class(logits: Tensor, deltas: Tensor, proposals: Boxes) -> Iterator[t
     """For each image: boxes (R C, 4) and labels (R C,) of every class, their probabilities, all of them objects."""
     scores = logits.float().softmax(dim=1)[:, 1:]
     boxes = decode(deltas.float(), torch.cat(list(proposals))[:, None])  # (R, C, 4)
-    labels = torch.arange(1, NUM_CLASSES + 1, device=logits.device).expand_as(scores)
+    labels = torch.arange(1, scores.shape[1] + 1, device=logits.device).expand_as(scores)
     columns = boxes, labels, scores, torch.ones_like(labels, dtype=torch.bool)
-    return zip(*(c.flatten(0, 1).split([len(p) * NUM_CLASSES for p in proposals]) for c in columns), strict=True)
+    return zip(*(c.flatten(0, 1).split([len(p) * scores.shape[1] for p in proposals]) for c in columns), strict=True)
 
 
 def _top(boxes: Tensor, labels: Tensor, scores: Tensor, keep: Tensor, limits: TrainLimits | DetectionLimits) -> Tensor:

@@ -96,6 +96,7 @@ class Config(SystemConfig):
     joint: JointConfig = JointConfig()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list in JSON
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("data.val_fraction and data.test_fraction leave no image to train on: lower one of them")
         if self.joint.changes:  # checked as they will be used, and typed as their fields are
@@ -138,9 +139,11 @@ class Config(SystemConfig):
         return self.replaced(dict(self.joint.changes)) if stage == "joint" else self
 
     def read_by(self, groups: Iterable[str]) -> dict[str, Any]:
-        """All that a training which reads these groups depends on: their numbers, but for those of testing alone."""
-        read = {name: dataclasses.asdict(getattr(self, name)).items() for name in groups}
-        return {name: {k: v for k, v in items if k not in ("test", "changes")} for name, items in read.items()}
+        """All that a training which reads these groups depends on: what they hold, but for numbers of testing alone."""
+        held = {name: dataclasses.asdict(self)[name] for name in groups}
+        for group in (held[name] for name in groups if isinstance(held[name], dict)):
+            group.update(test=None, changes=None)
+        return held
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -170,9 +173,8 @@ DEMO = (
     "joint.boxhead.test.score_threshold=0.05 "
     "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
 )
-PROFILES = {
-    name: Config(profile=name).override(numbers.split()) for name, numbers in (("course", COURSE), ("demo", DEMO))
-}
+_NUMBERS = {"course": COURSE, "demo": DEMO}
+PROFILES = {name: Config(profile=name).override(numbers.split()) for name, numbers in _NUMBERS.items()}
 
 
 def load_config(profile: str = "demo", overrides: Iterable[str] = ()) -> Config:

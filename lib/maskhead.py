@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.boxes import Named, Size
-from lib.boxhead import NUM_CLASSES
 from lib.machine.numbers import Numbers, count, number
 from lib.roi_align import roi_align
 
@@ -29,13 +28,13 @@ class MaskHeadConfig(Numbers):
 class MaskHead(nn.Module):
     """Four 3 x 3 convolutions, a deconvolution to twice the size, all with ReLU; then C logits a cell (§7.2)."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, classes: int):
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(hidden if i else channels, hidden, 3, padding=1), nn.ReLU()]
         layers += [nn.ConvTranspose2d(hidden, hidden, 2, stride=2), nn.ReLU()]
-        last = nn.Conv2d(hidden, NUM_CLASSES, 1)
+        last = nn.Conv2d(hidden, classes, 1)
         self.layers = nn.Sequential(*layers, last)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

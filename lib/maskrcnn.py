@@ -24,11 +24,14 @@ from lib.preprocess import ImageConfig, content_size, preprocess_images
 from lib.roi_align import RoIAlignConfig, pool, pyramid_level
 from lib.rpn import RPNConfig, RPNHead, propose
 
+COURSE_CLASSES = ("vehicle", "person", "animal")
+
 
 @dataclass(frozen=True)
 class SystemConfig(Numbers):
-    """The numbers of all parts."""
+    """The numbers of all parts, and the names of the C classes of objects, which the data set says."""
 
+    classes: tuple[str, ...] = COURSE_CLASSES
     image: ImageConfig = ImageConfig()
     backbone: BackboneConfig = BackboneConfig()
     anchors: AnchorConfig = AnchorConfig()
@@ -36,6 +39,11 @@ class SystemConfig(Numbers):
     roi_align: RoIAlignConfig = RoIAlignConfig()
     boxhead: BoxHeadConfig = BoxHeadConfig()
     maskhead: MaskHeadConfig = MaskHeadConfig()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each label, from 0."""
+        return ("background", *self.classes)
 
 
 class MaskRCNN(nn.Module):
@@ -51,8 +59,8 @@ class MaskRCNN(nn.Module):
         self.backbone = backbone if backbone is not None else build_backbone(config.backbone)
         channels: Any = self.backbone.out_channels
         self.rpn = RPNHead(channels, len(config.anchors.ratios))
-        self.box_head = BoxHead(channels, config.boxhead.hidden)
-        self.mask_head = MaskHead(channels, config.maskhead.hidden)
+        self.box_head = BoxHead(channels, config.boxhead.hidden, len(config.classes))
+        self.mask_head = MaskHead(channels, config.maskhead.hidden, len(config.classes))
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -90,12 +98,13 @@ class MaskRCNN(nn.Module):
         return list(masks.split([len(b) for b in boxes]))
 
     @torch.no_grad()
-    def forward(self, images: Tensor, stage: str = "joint", threshold: float = 0.0) -> list[Named]:
+    def forward(self, images: Tensor, stage: str = "joint", threshold: float = 0.0, paste=True) -> list[Named]:
         """Images (B, 3, H, W) uint8 of one size -> for each its detections that score at least `threshold`, best first.
 
         They are `boxes` (D, 4), `labels` (D,), `scores` (D,), `masks` (D, H, W) in the original frame; so are the RPN's
         `proposals` (N, 4) with `proposal_scores` (N,), which come along. `stage` names the last trained stage: "rpn"
-        gives proposals alone, "boxhead" no masks. Set the module to eval mode first.
+        gives proposals alone, "boxhead" no masks. Where they are not to be pasted, `masks` are the probabilities
+        (D, 28, 28) within the boxes. Set the module to eval mode first.
         """
         size = (images.shape[-2], images.shape[-1])
         content = content_size(*size, self.config.image)
@@ -113,6 +122,6 @@ class MaskRCNN(nn.Module):
         for found in results:
             for name in {"boxes", "proposals"} & set(found):
                 found[name] = clip(scale_boxes(found[name], size[1] / content[1], size[0] / content[0]), *size)
-            if "masks" in found:
+            if paste and "masks" in found:
                 found["masks"] = paste_masks(found["masks"], found["boxes"], size)
         return results

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from benchmarks import ablation, accuracy
 from lib.backbone import build_backbone
-from lib.scores.coco_ap import CATEGORIES, _coco
+from lib.maskrcnn import COURSE_CLASSES
+from lib.scores.coco_ap import _coco, categories
 
 
 def code(x1: int, x2: int) -> dict:
@@ -34,7 +35,7 @@ def test_what_became_of_each_object():
     objects = [row(0, 1, 0, 10, 1.0), row(0, 2, 20, 30, 1.0)]
     annotations = [b | m | {"id": k, "area": 100.0, "iscrowd": 0} for k, (b, m) in enumerate(objects, 1)]
     images = [{"id": n, "height": 20, "width": 40} for n in (0, 1)]
-    truth = _coco({"images": images, "annotations": annotations, "categories": CATEGORIES})
+    truth = _coco({"images": images, "annotations": annotations, "categories": categories(COURSE_CLASSES)})
     found = [row(0, 3, 0, 8, 0.9), row(0, 2, 20, 30, 0.1), row(0, 2, 32, 40, 0.5), row(1, 1, 0, 10, 0.4)]
     boxes, masks = zip(*found, strict=True)
     fates = accuracy.object_fates(truth, list(boxes), list(masks))

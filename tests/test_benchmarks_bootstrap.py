@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import bootstrap
-from lib.scores.coco_ap import CATEGORIES, _coco, average_precision, coco_evaluation
+from lib.maskrcnn import COURSE_CLASSES
+from lib.scores.coco_ap import _coco, average_precision, categories, coco_evaluation
 
 
 def evaluation(seed: int, images: int = 30, noise: float = 2.0):
@@ -23,7 +24,7 @@ def evaluation(seed: int, images: int = 30, noise: float = 2.0):
                 guess = {**about, "category_id": int(rng.choice([label, label, 3 - label, 3]))}
                 found.append({**guess, "bbox": list(box + rng.normal(0, noise, 4)), "score": float(rng.random())})
     content = {"images": [{"id": n, "height": 100, "width": 100} for n in range(images)], "annotations": annotations}
-    return coco_evaluation(_coco({**content, "categories": CATEGORIES}), found, "bbox")
+    return coco_evaluation(_coco({**content, "categories": categories(COURSE_CLASSES)}), found, "bbox")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -13,10 +13,10 @@ LABELS = torch.tensor([3, 1])
 
 
 def test_network_is_section_6_2():
-    head = BoxHead(256, 1024)
+    head = BoxHead(256, 1024, 3)
     shapes = [tuple(p.shape) for name, p in head.named_parameters() if name.endswith("weight")]
     assert shapes == [(1024, 256 * 49), (1024, 1024), (4, 1024), (12, 1024)]
-    logits, deltas = BoxHead(4, 8)(torch.zeros(5, 4, 7, 7))
+    logits, deltas = BoxHead(4, 8, 3)(torch.zeros(5, 4, 7, 7))
     assert logits.shape == (5, 4) and deltas.shape == (5, 3, 4)
 
 
@@ -71,7 +71,7 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_no_objects_give_a_differentiable_zero(count):
-    head = BoxHead(4, 8)
+    head = BoxHead(4, 8, 3)
     losses = box_loss(*head(torch.ones(count, 4, 7, 7)), torch.zeros(count, dtype=torch.long), torch.zeros(count, 4))
     sum(losses.values()).backward()
     assert losses["box_regression"] == 0 and (losses["box_class"] > 0) == (count > 0)
@@ -159,7 +159,7 @@ def test_training_boxes_by_hand(config, shift, survives):
 def test_no_proposals(config):
     empty = [torch.zeros(0, 4)] * 2
     target = {"boxes": OBJECTS, "labels": LABELS}
-    outputs = BoxHead(4, 8)(torch.zeros(0, 4, 7, 7))
+    outputs = BoxHead(4, 8, 3)(torch.zeros(0, 4, 7, 7))
     assert [len(d["boxes"]) for d in refine(*outputs, empty, CONTENT, config.boxhead)] == [0, 0]
     assert [len(d["boxes"]) for d in refine_for_training(*outputs, empty, [target] * 2, CONTENT, config.boxhead)] == [
         0,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lib.config import load_config
 from lib.machine.folders import root
-from lib.maskrcnn import MaskRCNN
+from lib.maskrcnn import COURSE_CLASSES, MaskRCNN
 from lib.notebook import browser
 from lib.notebook.execute import METADATA
 
@@ -41,7 +41,11 @@ def scene(n: int):
     return image, {"boxes": boxes, "labels": torch.tensor([n + 1]), "masks": masks, "image_id": n}
 
 
-SCENES = [scene(n) for n in range(3)]
+class Scenes(list):
+    classes = COURSE_CLASSES
+
+
+SCENES = Scenes(scene(n) for n in range(3))
 
 
 class Finder(torch.nn.Module):

@@ -34,7 +34,7 @@ def test_course_profile_is_the_assignment_sheet():
     assert (rpn.POSITIVE_IOU, rpn.NEGATIVE_IOU, rpn.POSITIVE_FRACTION) == (0.7, 0.3, 0.5)
     assert (roi_align.SAMPLES, roi_align.CANONICAL_LEVEL, boxhead.POOL_SIZE, maskhead.POOL_SIZE) == (2, 4, 7, 14)
     assert (boxhead.MASK_POSITIVE_IOU, maskhead.THRESHOLD) == (0.5, 0.5)
-    assert boxhead.CLASS_NAMES == ("background", "vehicle", "person", "animal")
+    assert course.class_names == ("background", "vehicle", "person", "animal")
     assert STAGES == ("rpn", "boxhead", "maskhead", "joint") == tuple(STAGE_CLASSES)
 
 

@@ -141,7 +141,7 @@ def test_detections_keep_the_score_and_name_the_class():
     ax, _ = canvas()
     draw.detections(draw.image(ax, torch.zeros(3, 6, 8)), result, ("background", "vehicle", "person", "animal"))
     assert [text.get_text() for text in ax.texts] == ["person 0.93"]
-    assert ax.texts[0].get_bbox_patch().get_facecolor()[:3] == draw.to_rgb(draw.CLASS_COLOURS[2])
+    assert ax.texts[0].get_bbox_patch().get_facecolor()[:3] == draw.to_rgb(draw.class_colour(2))
 
 
 def test_curves_are_dotted_for_train_and_solid_for_val():

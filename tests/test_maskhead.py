@@ -11,10 +11,10 @@ from lib.maskhead import MaskHead, class_masks, mask_loss, mask_targets, paste_m
 
 
 def test_network_is_section_7_2():
-    layers = [layer for layer in MaskHead(256, 256).layers if not isinstance(layer, nn.ReLU)]
+    layers = [layer for layer in MaskHead(256, 256, 3).layers if not isinstance(layer, nn.ReLU)]
     shapes = [(type(layer).__name__, layer.in_channels, layer.out_channels, layer.kernel_size[0]) for layer in layers]
     assert shapes == [("Conv2d", 256, 256, 3)] * 4 + [("ConvTranspose2d", 256, 256, 2), ("Conv2d", 256, 3, 1)]
-    assert MaskHead(4, 8)(torch.zeros(5, 4, 14, 14)).shape == (5, 3, 28, 28)
+    assert MaskHead(4, 8, 3)(torch.zeros(5, 4, 14, 14)).shape == (5, 3, 28, 28)
 
 
 def test_targets_by_hand():
@@ -54,7 +54,7 @@ def test_loss_by_hand():
 
 
 def test_no_masks_give_a_differentiable_zero():
-    head = MaskHead(4, 8)
+    head = MaskHead(4, 8, 3)
     loss = mask_loss(head(torch.zeros(0, 4, 14, 14)), torch.zeros(0, dtype=torch.long), torch.zeros(0, 28, 28))["mask"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in head.parameters())

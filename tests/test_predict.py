@@ -9,10 +9,12 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from lib.__main__ import main
-from lib.boxhead import CLASS_NAMES
 from lib.commands import predict
 from lib.config import Config, load_config
-from lib.maskrcnn import MaskRCNN
+from lib.maskhead import paste_masks
+from lib.maskrcnn import COURSE_CLASSES, MaskRCNN
+from lib.notebook.overlay import paste_crop
+from lib.scores.results import encode_crop
 from lib.training.checkpoint import save_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
@@ -27,14 +29,12 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), Config()
 
-    def forward(self, images, stage, threshold):
+    def forward(self, images, stage, threshold, paste):
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[:2] == (1, 3)
         h, w = images.shape[2:]
         boxes = torch.tensor([[w // 4, h // 4, w // 2, h // 2]] * 2).float()
         found = {"boxes": boxes, "labels": torch.tensor([2, 3]), "scores": torch.tensor([0.9, 0.2])}
-        masks = torch.zeros(2, h, w, dtype=torch.uint8)
-        masks[:, h // 4 : h // 2, w // 4 : w // 2] = 1
-        found |= {"masks": masks} if stage == "joint" else {}
+        found |= {"masks": torch.ones(2, 28, 28)} if stage == "joint" else {}
         return [{k: v[found["scores"] >= threshold] for k, v in found.items()}]
 
 
@@ -81,17 +81,38 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (37, 23), (401, 299), (1203, 57)])
-def test_an_overlay_has_the_pictures_pixels(tmp_path, width, height):
+def test_an_overlay_has_the_pictures_pixels(width, height):
     pixels = np.random.default_rng(0).integers(0, 256, (3, height, width), np.uint8)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "scores": torch.zeros(0)}
-    predict.save_overlay(pixels, nothing, tmp_path / "a.png")
-    saved = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    np.testing.assert_array_equal(saved.transpose(2, 0, 1), pixels)
+    image, rows = predict.annotate(pixels, nothing, COURSE_CLASSES)
+    np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), pixels)
+    assert rows == []
+
+
+def test_a_mask_and_its_box_are_drawn_on_their_own_pixels():
+    """A vehicle in pixels 10 to 19 of 40 and 5 to 14 of 30, its mask the left half of its box; its caption is above."""
+    mask = torch.zeros(1, 28, 28)
+    mask[..., :14] = 1
+    found = {"boxes": torch.tensor([[10.0, 15, 20, 25]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    image, (row,) = predict.annotate(np.zeros((3, 30, 40), np.uint8), {**found, "masks": mask}, ("", ""))
+    decoded = rle.decode(row["segmentation"])
+    assert decoded[15:25, 10:15].all() and decoded.sum() == 50 and row["bbox"] == [10, 15, 10, 10]
+    painted = np.asarray(image).any(axis=2)
+    assert painted[15:25, 10:15].all() and painted[15, 10:20].all() and painted[15:25, 19].all()
+    assert not painted[16:24, 15:19].any() and not painted[25:].any() and not painted[:, :10].any()
+
+
+def test_masks_of_crops_are_those_of_the_whole_picture():
+    torch.manual_seed(0)
+    boxes = torch.tensor([[0.0, 0, 60, 40], [10.5, 3.5, 30.5, 20], [59.3, 39.2, 60, 40], [-0.0, 5, 0.02, 5.02]])
+    masks = torch.rand(4, 28, 28)
+    for mask, box, whole in zip(masks, boxes, paste_masks(masks, boxes, (40, 60)), strict=True):
+        np.testing.assert_array_equal(rle.decode(encode_crop(*paste_crop(mask, box, (40, 60)), (40, 60))), whole)
 
 
 def test_coco_json(stub, tmp_path):
     code, coco = run(tmp_path, picture(tmp_path / "a.png", 40, 20), picture(tmp_path / "b.png", 80, 60))
-    assert code == 0 and [c["name"] for c in coco["categories"]] == list(CLASS_NAMES[1:])
+    assert code == 0 and [c["name"] for c in coco["categories"]] == list(COURSE_CLASSES)
     assert [(i["id"], i["width"], i["height"]) for i in coco["images"]] == [(0, 40, 20), (1, 80, 60)]
     assert coco["images"][1]["file_name"] == str(tmp_path / "b.png")
     first, second = coco["annotations"]

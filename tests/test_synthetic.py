@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from lib.__main__ import main
-from lib.boxhead import CLASS_NAMES
 from lib.config import PRETRAINING_SEEDS
 from lib.data import scene_shapes as shapes
 from lib.data.masks import tight_box
 from lib.data.reader import FILES, CourseDataset
 from lib.data.scene_layout import CLASS_SHARES, STATISTICS, TWO_OBJECTS, box_iou
 from lib.data.scenes import MIN_SIDE, layout, place_object, scene, visible_masks, write_scenes
+from lib.maskrcnn import COURSE_CLASSES
 
 
 def scenes(seed: int, count: int) -> list:
@@ -76,11 +76,11 @@ def measured(count: int, seed: int) -> dict[str, tuple[float, float, float]]:
     labels, boxes = np.concatenate([d[0] for d in drawn]), np.concatenate([d[4] for d in drawn]).astype(float)
     (w, h), rows = (boxes[:, 2:] - boxes[:, :2]).T, {}
     for name, values in (("scale", np.sqrt(w * h)), ("aspect", w / h)):
-        for label, of_class in (("all", labels > 0), *((c, labels == n) for n, c in enumerate(CLASS_NAMES) if n)):
+        for label, of_class in (("all", labels > 0), *((c, labels == n) for n, c in enumerate(COURSE_CLASSES, 1))):
             for q, wanted in zip((0.05, 0.5, 0.95), STATISTICS[f"{name}-{label}"][[1, 3, 5]], strict=True):
                 rows[f"{name} {label} {q}"] = quantile_row(values[of_class], q, wanted)
     at_border = ((boxes[:, :2] <= 2) | (boxes[:, 2:] >= (398, 298))).any(axis=1)
-    for n, name in enumerate(("all", *CLASS_NAMES[1:])):
+    for n, name in enumerate(("all", *COURSE_CLASSES)):
         of_class = at_border[labels == n] if n else at_border
         rows[f"at the border {name}"] = mean_row(of_class, STATISTICS[f"border-{name}"].mean())
     pairs = [(d[0], d[4].astype(float)) for d in drawn if len(d[0]) == 2]
@@ -93,7 +93,7 @@ def measured(count: int, seed: int) -> dict[str, tuple[float, float, float]]:
         rows[f"{name} different"] = mean_row(values[~same], STATISTICS[name][1])
     rows["two objects"] = mean_row(np.array([len(d[0]) == 2 for d in drawn]), TWO_OBJECTS)
     for n, share in enumerate(CLASS_SHARES, start=1):
-        rows[f"share of {CLASS_NAMES[n]}"] = mean_row(labels == n, share)
+        rows[f"share of {COURSE_CLASSES[n - 1]}"] = mean_row(labels == n, share)
     return rows
 
 

@@ -14,18 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from lib.boxhead import CLASS_NAMES
 from lib.machine.device import device, keep_memory
-from lib.machine.files import write_json
+from lib.machine.files import write_json, written_whole
 from lib.maskrcnn import MaskRCNN
-from lib.notebook import draw
-from lib.scores.coco_ap import CATEGORIES
-from lib.scores.results import box_results, encode_masks
+from lib.notebook import overlay
+from lib.scores.coco_ap import categories
+from lib.scores.results import box_results, encode_crop
 from lib.training.checkpoint import last_trained, load_model
 
 
@@ -45,18 +43,27 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def predict(model: MaskRCNN, picture: np.ndarray, stage: str, threshold: float) -> dict[str, torch.Tensor]:
-    """The detections in a picture (3, H, W) that score at least `threshold`: boxes (D, 4), labels, scores, masks."""
-    (found,) = model(torch.from_numpy(picture)[None].to(next(model.parameters()).device), stage, threshold)
+    """The detections in a picture (3, H, W) that score at least `threshold`: boxes (D, 4), labels, scores, masks.
+
+    The masks are probabilities (D, 28, 28): whole ones of a large picture would not fit into memory.
+    """
+    images = torch.from_numpy(picture)[None].to(next(model.parameters()).device)
+    (found,) = model(images, stage, threshold, paste=False)
     return {k: found[k].cpu() for k in ("boxes", "labels", "scores", "masks") if k in found}
 
 
-def save_overlay(picture: np.ndarray, found: dict, path: Path) -> None:
-    """The picture (3, H, W) with its detections drawn on it, as a PNG of the same H x W."""
-    height, width = picture.shape[1:]
-    dpi = 2 ** max(7, (max(height, width) // 7).bit_length())  # a power of two: width / dpi * dpi is exact
-    figure = Figure((width / dpi, height / dpi), dpi)
-    draw.detections(draw.image(figure.add_axes((0, 0, 1, 1)), picture), found, CLASS_NAMES, 0).set_axis_off()
-    figure.savefig(path)
+def annotate(picture: np.ndarray, found: dict, names: Sequence[str]) -> tuple[Image.Image, list[dict]]:
+    """The picture (3, H, W) with its detections drawn on it, and COCO's results of these, the best first."""
+    image, size = Image.fromarray(picture.transpose(1, 2, 0)), (picture.shape[1], picture.shape[2])
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    rows = box_results(0, found["boxes"], found["labels"], found["scores"])
+    for n in reversed(range(len(rows) if "masks" in found else 0)):  # the best comes last, on top
+        crop, corner = overlay.paste_crop(found["masks"][n], found["boxes"][n], size)
+        overlay.tint(image, crop.numpy(), corner, labels[n])
+        rows[n]["segmentation"] = encode_crop(crop, corner, size)
+    captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    overlay.outline(image, found["boxes"].numpy(), labels, captions)
+    return image, rows
 
 
 def overlay_paths(pictures: list[Path], out: Path) -> list[Path]:
@@ -68,12 +75,12 @@ def overlay_paths(pictures: list[Path], out: Path) -> list[Path]:
     return taken[len(pictures) :]
 
 
-def coco_annotations(image: int, found: dict, first: int) -> list[dict]:
-    """COCO annotations, numbered from `first`: `bbox` (x, y, width, height), `score`, and `segmentation` as RLE."""
-    results = box_results(image, found["boxes"], found["labels"], found["scores"])
-    rows = [{"id": first + n, "iscrowd": 0, **row} for n, row in enumerate(results)]
-    for row, code in zip(rows, encode_masks(found.get("masks", ())), strict="masks" in found):
-        row |= {"area": int(rle.area(code)), "segmentation": {**code, "counts": code["counts"].decode()}}
+def coco_annotations(image: int, results: list[dict], first: int) -> list[dict]:
+    """COCO annotations of an image, numbered from `first`: `bbox` (x, y, width, height), `score`, `segmentation`."""
+    rows = [{**row, "id": first + n, "image_id": image, "iscrowd": 0} for n, row in enumerate(results)]
+    for row in rows:
+        if code := row.get("segmentation"):
+            row |= {"area": int(rle.area(code)), "segmentation": {**code, "counts": code["counts"].decode()}}
     return rows
 
 
@@ -84,26 +91,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the overlays and predictions.json")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a detection, 0 to 1 (default 0.5)")
     args = parser.parse_args(argv)
-    stage, coco = last_trained(args.weights), {"images": [], "categories": CATEGORIES, "annotations": []}
+    stage = last_trained(args.weights)
     if stage == "rpn":
         raise ValueError(f"{args.weights} has no box head: `python -m lib train all --weights {args.weights}`")
     if stage == "boxhead":
         print(f"{args.weights} has no mask head: boxes only")
     keep_memory()
     model = load_model(args.weights, stage).to(device())
+    coco: dict = {"images": [], "categories": categories(model.config.classes), "annotations": []}
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = zip(tqdm(args.pictures, "predict", unit="picture"), overlay_paths(args.pictures, args.out), strict=True)
-    for n, (path, overlay) in enumerate(pictures):
+    for n, (path, place) in enumerate(pictures):
         try:
             picture = read_picture(path)
-        except ValueError as error:
-            tqdm.write(f"error: {error}", sys.stderr)
+            image, results = annotate(picture, predict(model, picture, stage, args.threshold), model.config.class_names)
+            with written_whole(place) as part:
+                image.save(part, "png")
+        except (ValueError, OSError, MemoryError) as error:  # one picture never costs the others
+            tqdm.write(f"error: {path}: {error}".replace(f"{path}: {path}", str(path)), sys.stderr)
             continue
-        found = predict(model, picture, stage, args.threshold)
-        save_overlay(picture, found, overlay)
         size = {"height": picture.shape[1], "width": picture.shape[2]}
-        coco["images"].append({"id": n, "file_name": str(path), **size, "overlay": overlay.name})
-        coco["annotations"] += coco_annotations(n, found, len(coco["annotations"]) + 1)
+        coco["images"].append({"id": n, "file_name": str(path), **size, "overlay": place.name})
+        coco["annotations"] += coco_annotations(n, results, len(coco["annotations"]) + 1)
     write_json(coco, args.out / "predictions.json")
     print(f"{len(coco['annotations'])} objects in {len(coco['images'])} pictures: {args.out}")
     sys.exit(len(coco["images"]) < len(args.pictures))

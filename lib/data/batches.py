@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lib.boxes import Size
+from lib.maskrcnn import COURSE_CLASSES
 from lib.preprocess import ImageConfig, content_size, preprocess_images, preprocess_targets
 
 
@@ -25,6 +26,7 @@ class Examples(Dataset):
     """Images with their targets; `indices` are the numbers of the images."""
 
     indices: Sequence[int]
+    classes: tuple[str, ...] = COURSE_CLASSES  # names of the labels from 1
     collate: Callable[..., tuple] = staticmethod(collate)  # several items -> a batch
     workers: int | None = None  # processes that read ahead; None: two on a GPU
     renewed = True  # it draws anew in each epoch, and so must its processes

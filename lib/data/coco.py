@@ -21,11 +21,11 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
-from lib.boxhead import CLASS_NAMES
 from lib.data.masks import tight_box
 from lib.data.reader import FILES
 from lib.data.split import write_split
 from lib.data.writer import CourseWriter
+from lib.maskrcnn import COURSE_CLASSES
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 CATEGORIES = {
@@ -33,7 +33,7 @@ CATEGORIES = {
     "person": ("person",),
     "animal": ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
 }
-LABELS = {name: CLASS_NAMES.index(kind) for kind, names in CATEGORIES.items() for name in names}
+LABELS = {name: COURSE_CLASSES.index(kind) + 1 for kind, names in CATEGORIES.items() for name in names}
 FIELDS = {  # of COCO's JSON, those that are used here
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "segmentation"),

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.boxhead import NUM_CLASSES
 from lib.config import DataConfig
 from lib.data.batches import Examples
 from lib.data.safe_npy import load_object_array
 from lib.data.split import load_split
+from lib.maskrcnn import COURSE_CLASSES
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 FILES = {
@@ -117,8 +117,8 @@ class CourseDataset(Examples):
 def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray) -> None:
     if len(labels) != len(boxes):
         raise ValueError(f"{folder / FILES['boxes']}: image {n} has {len(boxes)} boxes but {len(labels)} labels")
-    if len(labels) and not (labels.min() >= 1 and labels.max() <= NUM_CLASSES):
-        what = f"image {n} has labels {labels.tolist()}; they go from 1 to {NUM_CLASSES}"
+    if len(labels) and not (labels.min() >= 1 and labels.max() <= len(COURSE_CLASSES)):
+        what = f"image {n} has labels {labels.tolist()}; they go from 1 to {len(COURSE_CLASSES)}"
         raise ValueError(f"{folder / FILES['labels']}: {what}")
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (IMAGE_WIDTH, IMAGE_HEIGHT)).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):

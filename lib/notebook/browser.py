@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lib.anchors import LEVELS, anchor_levels, pyramid_anchors, pyramid_grids
 from lib.boxes import Named, inside, iou_matrix
-from lib.boxhead import CLASS_NAMES
 from lib.config import Config
 from lib.data.batches import Examples, prepare
 from lib.maskrcnn import MaskRCNN
@@ -86,18 +85,18 @@ def masks_figure(
     dataset: Examples, index: int, result: Named, threshold=0.5, truth=True, boxes=True, masks=True
 ) -> Figure:
     """Image `index`, its ground truth, and its detections (D), a `result` of `predict`, of at least this score."""
-    image, target = dataset[index]
+    (image, target), names = dataset[index], ("background", *dataset.classes)
     found = {k: result[k][result["scores"] >= threshold] for k in ("boxes", "labels", "scores", "masks") if k in result}
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
     ax = draw.image(figure.add_subplot(), image)
     if truth and masks and "masks" in target:
         draw.masks(ax, target["masks"], kind="truth", alpha=0)
     if truth and boxes:
-        draw.boxes(ax, target["boxes"], "truth", [CLASS_NAMES[n] for n in target["labels"]])
+        draw.boxes(ax, target["boxes"], "truth", [names[n] for n in target["labels"]])
     if masks and "masks" in found:
         draw.masks(ax, found["masks"], found["labels"])
     if boxes:
-        draw.detections(ax, {k: v for k, v in found.items() if k != "masks"}, CLASS_NAMES, threshold)
+        draw.detections(ax, {k: v for k, v in found.items() if k != "masks"}, names, threshold)
     counts = f"{len(target['boxes'])} objects, {len(found['boxes'])} detections with score ≥ {threshold:.2f}"
     ax.set_title(f"image {index}: {counts}", fontsize=9)
     draw.legend(ax, ["truth"])

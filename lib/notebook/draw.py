@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox, IdentityTransform
 
 # Okabe and Ito's colours, distinct for colour-blind readers
 COLOURS = dict(truth="#D55E00", positive="#56B4E9", negative="#F0E442", ignored="#BBBBBB", predicted="#009E73")
-CLASS_COLOURS = ("#BBBBBB", "#0072B2", "#CC79A7", "#E69F00")  # background, vehicle, person, animal
+CLASS_COLOURS = ("#0072B2", "#CC79A7", "#E69F00", "#7B3294", "#8C510A", "#01665E", "#F7A8B8", "#333333")  # in turns
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of curves
 _STYLES: dict[str, tuple[str, Any]] = {kind: (colour, "-") for kind, colour in COLOURS.items()}
 _STYLES |= {"after": ("black", "-"), "before": ("black", ":")}
@@ -136,11 +136,11 @@ def curves(ax: Axes, history: Sequence[dict], names: Sequence[str] | None = None
 
 def precision_recall(ax: Axes, curves: Sequence[tuple], class_names: Sequence[str]) -> Axes:
     """Precision over recall of each class, as `coco_ap.precision_recall` gives; `class_names[0]` is background."""
-    for (recall, precision), name, colour in zip(curves, class_names[1:], CLASS_COLOURS[1:], strict=True):
+    for label, (recall, precision) in enumerate(curves, start=1):
         if len(recall):
-            ax.plot(recall, precision, color=colour, label=name)
+            ax.plot(recall, precision, color=class_colour(label), label=class_names[label])
     ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    if ax.lines:
+    if 0 < len(ax.lines) <= len(CLASS_COLOURS):
         ax.legend(frameon=False)
     return ax
 
@@ -168,12 +168,17 @@ def legend(ax: Axes, kinds: Sequence[str]) -> Axes:
     return ax.legend(handles, names, **place, columnspacing=1, handlelength=1.5, fontsize=8, frameon=False).axes
 
 
+def class_colour(label: int) -> str:
+    """The colour of a class: the eight take turns."""
+    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+
+
 def _style(kind) -> str:
     return _STYLES[kind][1] if isinstance(kind, str) else "-"
 
 
 def _colours(kind, count: int) -> list[str]:
-    return [COLOURS[kind]] * count if isinstance(kind, str) else [CLASS_COLOURS[int(label)] for label in kind]
+    return [COLOURS[kind]] * count if isinstance(kind, str) else [class_colour(int(label)) for label in kind]
 
 
 def _array(values) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,13 +10,16 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lib.boxhead import CLASS_NAMES
 from lib.data.batches import Examples
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 from lib.scores.results import box_results, encode_masks
 
 UNDEFINED = -1  # pycocotools' mark for a score without objects
-CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES) if i]
+
+
+def categories(classes: Sequence[str]) -> list[dict]:
+    """The classes as COCO's categories, numbered from 1."""
+    return [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
 
 
 def ground_truth(dataset: Examples) -> COCO:
@@ -27,7 +31,7 @@ def ground_truth(dataset: Examples) -> COCO:
             area = float(rle.area(code))
             annotations.append({**row, "id": len(annotations) + 1, "segmentation": code, "area": area, "iscrowd": 0})
     images = [{"id": i, "height": IMAGE_HEIGHT, "width": IMAGE_WIDTH} for i in dataset.indices]
-    return _coco({"images": images, "annotations": annotations, "categories": CATEGORIES})
+    return _coco({"images": images, "annotations": annotations, "categories": categories(dataset.classes)})
 
 
 def coco_evaluation(
@@ -53,8 +57,9 @@ def average_precision(evaluation: COCOeval) -> dict:
     """AP (mean over IoU .50:.05:.95), AP50 and AP75 over all classes and sizes, and AP and AP50 of each class."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes): all areas, most detections
     scores = {"AP": _mean(precision), "AP50": _mean(precision[0]), "AP75": _mean(precision[5])}
-    per_class = [{"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])} for k in range(len(CATEGORIES))]
-    return {**scores, "per_class": dict(zip(CLASS_NAMES[1:], per_class, strict=True))}
+    names = [category["name"] for category in evaluation.cocoGt.dataset["categories"]]
+    of_class = {name: precision[..., k] for k, name in enumerate(names)}
+    return {**scores, "per_class": {name: {"AP": _mean(p), "AP50": _mean(p[0])} for name, p in of_class.items()}}
 
 
 def proposal_recall(truth: COCO, proposals: list[dict]) -> dict:

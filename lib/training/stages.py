@@ -69,7 +69,7 @@ class BoxHeadStage(Stage):
     """The box head on sampled proposals of the RPN."""
 
     name, heads = "boxhead", ("box_head",)
-    reads = (*RPNStage.reads, "roi_align", "boxhead")
+    reads = (*RPNStage.reads, "classes", "roi_align", "boxhead")
 
     def sample(self, features, targets, content):
         with torch.no_grad():

@@ -1,0 +1,66 @@
+"""Detections drawn on a picture's own pixels, in the classes' colours.
+
+D  detections    m  cells along a side of a predicted mask    H x W  the picture    h x w  a crop of it
+boxes are xyxy in pixels of the picture; pixel i covers [i, i + 1)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+from lib.boxes import Size
+from lib.maskhead import paste_masks
+from lib.notebook.draw import class_colour
+
+Rectangle = tuple[int, int, int, int]
+_TINT = 115  # of 255: how much of its colour a mask gives to its pixels
+
+
+def paste_crop(mask: Tensor, box: Tensor, size: Size) -> tuple[Tensor, tuple[int, int]]:
+    """Probabilities (m, m) in a box (4,) -> the mask around the box alone (h, w) uint8, its corner (x, y)."""
+    limits = box.new_tensor([size[1], size[0]])
+    corner = torch.minimum(box[:2].floor().clamp(min=0), limits - 1)
+    width, height = (torch.minimum(box[2:].ceil(), limits) - corner).clamp(min=1).int().tolist()
+    x, y = corner.int().tolist()
+    return paste_masks(mask[None], (box - corner.repeat(2))[None], (height, width))[0], (x, y)
+
+
+def tint(picture: Image.Image, crop: np.ndarray, corner: tuple[int, int], label: int) -> None:
+    """Tint a mask and its edge; its `crop` (h, w) uint8 of 0 and 1 has its upper left at `corner` (x, y)."""
+    mask = Image.fromarray(crop * np.uint8(255))
+    edge = np.asarray(mask) - np.asarray(mask.filter(ImageFilter.MinFilter(3)))
+    picture.paste(class_colour(label), corner, Image.fromarray(np.maximum(crop * np.uint8(_TINT), edge)))
+
+
+def outline(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]) -> None:
+    """Boxes (D, 4) with captions that keep inside the picture and, where there is room, clear of one another."""
+    shorter, canvas = min(picture.size), ImageDraw.Draw(picture)
+    font, width = ImageFont.load_default(max(10, shorter // 40)), max(1, shorter // 250)
+    for box, label in zip(boxes, labels, strict=True):
+        x1, y1, x2, y2 = np.round(box).astype(int).tolist()
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=class_colour(label), width=width)
+    taken: list[Rectangle] = []
+    for box, label, caption in zip(boxes, labels, captions, strict=True):
+        _, _, right, bottom = canvas.textbbox((0, 0), caption, font)
+        taken.append(_place(box, (int(right) + 4, int(bottom) + 4), picture.size, taken))
+        colour = class_colour(label)
+        dark = np.dot(ImageColor.getrgb(colour), (0.3, 0.59, 0.11)) < 128
+        canvas.rectangle(taken[-1], fill=colour)
+        canvas.text((taken[-1][0] + 2, taken[-1][1] + 1), caption, fill="white" if dark else "black", font=font)
+
+
+def _place(box: np.ndarray, size: tuple[int, int], frame: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
+    """The first free place for a caption of this size: above the box, in its top, below, or the nearest free line."""
+    (w, h), (left, top, bottom) = size, (int(box[0]), int(box[1]), int(box[3]))
+    x, lowest = max(0, min(left, frame[0] - w)), max(0, frame[1] - h)
+    lines = sorted(range(0, lowest + 1, h), key=lambda y: abs(y - top))
+    places = [(x, y, x + w - 1, y + h - 1) for y in (top - h, top, bottom, *lines) if 0 <= y <= lowest]
+    free = (p for p in places if not any(_overlap(p, other) for other in taken))
+    return next(free, places[0])
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
