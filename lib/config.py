@@ -173,8 +173,7 @@ DEMO = (
     "joint.boxhead.test.score_threshold=0.05 "
     "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
 )
-_NUMBERS = {"course": COURSE, "demo": DEMO}
-PROFILES = {name: Config(profile=name).override(numbers.split()) for name, numbers in _NUMBERS.items()}
+PROFILES = {n: Config(profile=n).override(numbers.split()) for n, numbers in (("course", COURSE), ("demo", DEMO))}
 
 
 def load_config(profile: str = "demo", overrides: Iterable[str] = ()) -> Config:
