@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lib.config import DataConfig
 from lib.data.batches import Examples
+from lib.data.classes import read_classes
 from lib.data.safe_npy import load_object_array
 from lib.data.split import load_split
-from lib.maskrcnn import COURSE_CLASSES
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 FILES = {
@@ -36,7 +36,8 @@ class CourseDataset(Examples):
     """A folder with the four course files, read lazily, as (image, target) pairs.
 
     An item is a uint8 image (3, H, W) and a dict of `boxes` (G, 4) float32, `labels` (G,) int64, `image_id` and, unless
-    `with_masks` is false, `masks` (G, H, W) uint8 of 0 and 1. The files are checked against each other once, here.
+    `with_masks` is false, `masks` (G, H, W) uint8 of 0 and 1; `classes` names the labels 1, 2, ... The files are checked against each
+    other once, here.
 
     Raises FileNotFoundError for a missing file and ValueError for files that do not belong together.
     """
@@ -52,6 +53,7 @@ class CourseDataset(Examples):
                 missing = f"{name} is missing: it is looked for in {self.folder.resolve()}; put the course's file there"
                 command = f"python -m lib scenes --out {folder} --images 1000 --seed 0"
                 raise FileNotFoundError(f"{missing}, or write built-in scenes with `{command}`")
+        self.classes = read_classes(self.folder)
         labels, boxes = (load_object_array(self.folder / FILES[kind]) for kind in ("labels", "boxes"))
         if any(v.size % 4 for v in boxes):
             raise ValueError(f"{self.folder / FILES['boxes']} has not four numbers a box: is it the label file?")
@@ -105,7 +107,7 @@ class CourseDataset(Examples):
         if len(self.boxes) != count:
             raise ValueError(f"{where / FILES['boxes']} has {len(self.boxes)} images, the label file {count}")
         for n, (labels, boxes) in enumerate(zip(self.labels, self.boxes, strict=True)):
-            _verify_image(where, n, labels, boxes)
+            _verify_image(where, n, labels, boxes, len(self.classes))
         flat_boxes = np.concatenate([np.zeros((0, 4), np.float32), *self.boxes])
         for m in np.unique(np.linspace(0, objects - 1, min(objects, _PROBED_MASKS), dtype=int)):
             if not _mask_fits_box(masks[m], flat_boxes[m]):
@@ -114,11 +116,11 @@ class CourseDataset(Examples):
                 raise ValueError(f"{where / FILES['masks']}: {what}; masks must be stored in the order of the labels")
 
 
-def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray) -> None:
+def _verify_image(folder: Path, n: int, labels: np.ndarray, boxes: np.ndarray, classes: int) -> None:
     if len(labels) != len(boxes):
         raise ValueError(f"{folder / FILES['boxes']}: image {n} has {len(boxes)} boxes but {len(labels)} labels")
-    if len(labels) and not (labels.min() >= 1 and labels.max() <= len(COURSE_CLASSES)):
-        what = f"image {n} has labels {labels.tolist()}; they go from 1 to {len(COURSE_CLASSES)}"
+    if len(labels) and not (labels.min() >= 1 and labels.max() <= classes):
+        what = f"image {n} has labels {labels.tolist()}; they go from 1 to {classes}"
         raise ValueError(f"{folder / FILES['labels']}: {what}")
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (IMAGE_WIDTH, IMAGE_HEIGHT)).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):

@@ -7,9 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from lib.data.classes import write_classes
 from lib.data.reader import FILES
 from lib.data.split import SPLIT_FILE
 from lib.machine.files import written_whole
+from lib.maskrcnn import COURSE_CLASSES
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 
@@ -20,8 +22,8 @@ class CourseWriter:
         writer.add(image, labels, boxes, masks)   # (3, H, W) uint8, (G,), (G, 4) xyxy, (G, H, W)
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, classes: Sequence[str] = COURSE_CLASSES):
+        self.folder, self.classes = Path(folder), classes
         self.labels: list[np.ndarray] = []
         self.boxes: list[np.ndarray] = []
 
@@ -52,5 +54,6 @@ class CourseWriter:
                 column[:] = arrays
                 with open(self._parts[kind], "wb") as file:
                     np.save(file, column, allow_pickle=True)
+            write_classes(self.folder, self.classes)
             (self.folder / SPLIT_FILE).unlink(missing_ok=True)  # a split belongs to the files that it divides
         return self._stack.__exit__(*error)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -27,3 +28,11 @@ def write_json(content: object, path: str | Path) -> None:
     """Content as JSON, whole or not at all."""
     with written_whole(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32; ValueError names a file that is none."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:  # lists in lists in lists ...
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
