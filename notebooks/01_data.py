@@ -56,6 +56,7 @@ assert root is not None, "lib/config.py not found: open this notebook from insid
 sys.path.insert(0, str(root))
 
 from lib.config import load_config
+from lib.data.classes import read_classes
 from lib.data.sources import ensure_data, weights_folder
 from lib.machine.device import seed_everything
 from lib.notebook import colab, figures
@@ -66,6 +67,7 @@ colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
 config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
 DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
 WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
 seed_everything(config.training.seed)
 
@@ -91,15 +93,17 @@ from torch.testing import assert_close
 from lib import preprocess
 from lib.anchors import LEVELS, pyramid_grids
 from lib.boxes import area
-from lib.boxhead import CLASS_NAMES
 from lib.data import safe_npy
 from lib.data import scene_layout as layout
 from lib.data.batches import collate, flip_boxes, flip_horizontally, prepare
 from lib.data.reader import FILES, CourseDataset
 from lib.data.split import load_split
+from lib.maskrcnn import COURSE_CLASSES
 from lib.notebook import draw, report
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH, SIZE_DIVISOR
 from lib.rpn import POSITIVE_IOU
+
+CLASS_NAMES = config.class_names  # by label; 0 is background
 
 
 def show(*pieces):
@@ -124,7 +128,8 @@ def show(*pieces):
 # A box is $(x_1, y_1, x_2, y_2)$ in pixels. Coordinates are continuous: **pixel $i$ covers the interval $[i, i+1)$**, so $x_2 - x_1$ is
 # the width and the tight box of a mask is $(x_\min,\ y_\min,\ x_\max + 1,\ y_\max + 1)$.
 #
-# Labels: 1 vehicle, 2 person, 3 animal; 0 stands for background and never occurs in the files.
+# Labels are numbers from 1: in the course's set 1 vehicle, 2 person, 3 animal; another data set names its own in `classes.json`. 0 stands
+# for background and never occurs in the files.
 
 # %% [markdown]
 # ## One data point
@@ -518,8 +523,8 @@ save_figure(fig, "01_datapoints")
 plt.show()
 
 # %% [markdown]
-# Look for three things. Every outline follows its object; every box touches its mask on four sides; and the colour of the frame (blue
-# vehicle, pink person, orange animal) fits what you see. The grey strip, where there is one, is the padding.
+# Look for three things. Every outline follows its object; every box touches its mask on four sides; and the colour of the frame (of
+# the course's classes: blue vehicle, pink person, orange animal) fits what you see. The grey strip, where there is one, is the padding.
 #
 # The eye does not see half a pixel, so we measure it: how far is each side of the rescaled box from the tight box of the rescaled mask?
 
@@ -621,11 +626,12 @@ print(f"{len(dataset)} images, {len(labels)} objects; a box covers {share.median
 # %% [markdown]
 # ### The table
 #
-# Percentiles of the share of the image that an object's box covers, by class, ours and the course's. If the built-in scenes are used, the
-# two should agree: they are drawn to follow the course's figures.
+# Percentiles of the share of the image that an object's box covers, by class, ours and, where the classes are the same, the course's. If
+# the built-in scenes are used, the two should agree: they are drawn to follow the course's figures.
 
 # %%
 PERCENTILES = (5, 25, 50, 75, 95)
+course_like = config.classes == COURSE_CLASSES
 
 
 def statistics_row(source, name, objects, of_all, areas):
@@ -639,9 +645,10 @@ for label, name in enumerate(CLASS_NAMES[1:], start=1):
     of_class = share[labels == label]
     areas = np.percentile(of_class, PERCENTILES).tolist() if len(of_class) else [None] * len(PERCENTILES)
     rows.append(statistics_row("this", name, len(of_class), len(of_class) / len(labels), areas))
-    course_share = layout.CLASS_SHARES[label - 1]
-    course_areas = (layout.SCALES[label][1:-1] ** 2 / (IMAGE_WIDTH * IMAGE_HEIGHT)).tolist()
-    rows.append(statistics_row("course", name, round(3843 * course_share), course_share, course_areas))
+    if course_like:
+        course_share = layout.CLASS_SHARES[label - 1]
+        course_areas = (layout.SCALES[label][1:-1] ** 2 / (IMAGE_WIDTH * IMAGE_HEIGHT)).tolist()
+        rows.append(statistics_row("course", name, round(3843 * course_share), course_share, course_areas))
 report.save_table(rows, "01_statistics")
 display(report.markdown(rows))
 
@@ -650,7 +657,8 @@ display(report.markdown(rows))
 # ### Objects an image, classes, areas, shapes
 #
 # Above, the bars are this set and the black lines the course's. Below, each class has a range for this set (in colour) and one for the
-# course's (black): the thin line spans the 5th to the 95th percentile, the thick one the 25th to the 75th, the point is the median.
+# course's (black): the thin line spans the 5th to the 95th percentile, the thick one the 25th to the 75th, the point is the median. Of
+# many classes the figures have room for the ten most frequent.
 
 # %%
 def bars(ax, x, heights, course, colours):
@@ -677,16 +685,18 @@ def ranges(ax, y, percentiles, colour, label=None):
 # Four panels: objects an image and class shares above, areas and shapes below.
 
 # %%
+shown = draw.most_frequent(labels)
+names, colours = [CLASS_NAMES[n] for n in shown], [draw.class_colour(n) for n in shown]
 objects_an_image = np.array([len(v) for v in dataset.labels])
 numbers = np.arange(1, max(3, objects_an_image.max() + 1))
 fig, axes = plt.subplots(2, 2, figsize=(11, 6.4), layout="constrained", height_ratios=(3, 2))
 bars(axes[0, 0], numbers, [(objects_an_image == n).mean() for n in numbers], [2687 / 3265, 578 / 3265], draw.LINES[0])
 bars(
     axes[0, 1],
-    CLASS_NAMES[1:],
-    [(labels == n).float().mean() for n in (1, 2, 3)],
-    layout.CLASS_SHARES,
-    draw.CLASS_COLOURS[1:],
+    names,
+    [(labels == n).float().mean() for n in shown],
+    layout.CLASS_SHARES if course_like else [],
+    colours,
 )
 axes[0, 0].set(xticks=numbers, xlabel="objects in the image", ylabel="share of images")
 axes[0, 1].set(ylabel="share of objects")
@@ -701,17 +711,18 @@ for ax, values, course_values, ticks in (
     ),
     (axes[1, 1], width / height, layout.ASPECTS, (0.25, 0.5, 1, 2, 4)),
 ):
-    for n in sorted(set(labels.tolist())):
-        ranges(ax, n - 0.15, np.percentile(values[labels == n], PERCENTILES), draw.CLASS_COLOURS[n])
-        ranges(ax, n + 0.15, course_values[n][1:-1], "black")
+    for y, (n, colour) in enumerate(zip(shown, colours, strict=True)):
+        ranges(ax, y - 0.15, np.percentile(values[labels == n], PERCENTILES), colour)
+        if course_like:
+            ranges(ax, y + 0.15, course_values[n][1:-1], "black")
     ax.set_xticks(ticks, labels=ticks)
     ax.set_xticks([], minor=True)
-    ax.set(yticks=(1, 2, 3), yticklabels=CLASS_NAMES[1:], ylim=(3.5, 0.5))
+    ax.set(yticks=range(len(shown)), yticklabels=names, ylim=(len(shown) - 0.5, -0.5))
 save_figure(fig, "01_statistics")
 plt.show()
 
 # %% [markdown]
-# Read the figure so: an image has one object, sometimes two, never a crowd. Half of the objects are animals.
+# In the course's set, and so in the built-in scenes, an image has one object, sometimes two, never a crowd. Half of the objects are animals.
 #
 # A box typically covers a fifth of its image, but the areas of one class span a factor of twenty to forty. People stand upright (width / height below
 # 1), vehicles lie along the ground (above 1), animals are in between.
@@ -741,9 +752,7 @@ for ax, (name, profile) in zip(axes, profiles.items(), strict=True):
     sizes, anchor_scales = profile.image, profile.anchors.scales
     scale = object_scales(sizes)
     bins = np.geomspace(0.8 * min(*anchor_scales, scale.min()), 1.1 * sizes.width, 32)
-    ax.hist(
-        [scale[labels == n] for n in (1, 2, 3)], bins, stacked=True, color=draw.CLASS_COLOURS[1:], label=CLASS_NAMES[1:]
-    )
+    ax.hist([scale[labels == n] for n in shown], bins, stacked=True, color=colours, label=names)
     for level, anchor_scale in zip(LEVELS, anchor_scales, strict=True):
         ax.axvline(anchor_scale, color="black", linewidth=1)
         ax.annotate(level, (anchor_scale, 1.01), xycoords=("data", "axes fraction"), ha="center", annotation_clip=False)
@@ -808,7 +817,7 @@ best = shape_overlap(
 ).amax(dim=1)
 above = best > POSITIVE_IOU
 print(f"best shape above IoU {POSITIVE_IOU}: {above.float().mean():.0%} of the objects")
-for n in (1, 2, 3):
+for n in shown:
     print(f"   {CLASS_NAMES[n]:8} {above[labels == n].float().mean():.0%}")
 
 # %% [markdown]
@@ -817,6 +826,8 @@ for n in (1, 2, 3):
 
 # %% [markdown]
 # ## What this means for performance
+#
+# In the course's set, and in the scenes that are made after it:
 #
 # | what we measured | what to expect |
 # |---|---|
@@ -935,7 +946,7 @@ print("all checks passed")
 # %% [markdown]
 # ## A last look
 #
-# Twenty-four data points in the colours of their classes: blue vehicle, pink person, orange animal. Scrolling through a data set before
+# Twenty-four data points in the colours of their classes. Scrolling through a data set before
 # training on it is never wasted time.
 
 # %%

@@ -57,6 +57,7 @@ assert root is not None, "lib/config.py not found: open this notebook from insid
 sys.path.insert(0, str(root))
 
 from lib.config import load_config
+from lib.data.classes import read_classes
 from lib.data.sources import ensure_data, weights_folder
 from lib.machine.device import seed_everything
 from lib.notebook import colab, figures
@@ -67,6 +68,7 @@ colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
 config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
 DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
 WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
 seed_everything(config.training.seed)
 

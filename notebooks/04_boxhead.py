@@ -58,6 +58,7 @@ assert root is not None, "lib/config.py not found: open this notebook from insid
 sys.path.insert(0, str(root))
 
 from lib.config import load_config
+from lib.data.classes import read_classes
 from lib.data.sources import ensure_data, weights_folder
 from lib.machine.device import seed_everything
 from lib.notebook import colab, figures
@@ -68,6 +69,7 @@ colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
 config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
 DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
 WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
 seed_everything(config.training.seed)
 
@@ -86,7 +88,7 @@ from torchvision.ops import batched_nms
 
 from lib import boxes, boxhead, matching, roi_align
 from lib.anchors import LEVELS, STRIDES
-from lib.boxhead import CLASS_NAMES, MASK_POSITIVE_IOU, NUM_CLASSES, POOL_SIZE
+from lib.boxhead import MASK_POSITIVE_IOU, POOL_SIZE
 from lib.data.batches import collate, loader, prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import device
@@ -96,6 +98,8 @@ from lib.preprocess import IMAGE_MEAN, IMAGE_STD
 from lib.training.checkpoint import load_model
 from lib.training.history import read_history
 from lib.training.loop import train_until
+
+CLASS_NAMES = config.class_names  # by label; 0 is background
 
 
 def show(*pieces):
@@ -120,7 +124,7 @@ def named_legend(ax, names):
 # | $P$ | cells along one side of a pooled box | `boxhead.POOL_SIZE` = 7 |
 # | $S$ | sampling points along one side of a cell | `roi_align.SAMPLES` = 2, so 4 points a cell |
 # | $k$ | pyramid level of a box, 2 … 5 | `pyramid_level` |
-# | $C$ | classes of objects, 3; class 0 is background | `NUM_CLASSES` |
+# | $C$ | classes of objects, in the course's set 3; class 0 is background | `len(config.classes)` |
 # | $M$ | proposals of a minibatch, sampled over all its images | `config.boxhead.batch_samples` |
 # | $p$, $p^*$ | predicted probabilities and true class of a proposal | `logits` (before the softmax), `labels` |
 # | $\mathbf t^{(c)}$, $\mathbf t^*$ | predicted box for class $c$, and true box, relative to the proposal | `deltas` |
@@ -482,7 +486,7 @@ show(boxhead.BoxHead)
 
 # %%
 torch.manual_seed(0)
-head = boxhead.BoxHead(channels=2, hidden=16)
+head = boxhead.BoxHead(channels=2, hidden=16, classes=3)
 toy = torch.randn(3, 2, 7, 7)
 w1, b1, w2, b2, wc, bc, wr, br = [p.detach() for p in head.parameters()]
 hidden = (toy.permute(0, 2, 3, 1).reshape(3, 98) @ w1.T + b1).clamp(min=0)
@@ -563,7 +567,7 @@ all_labels = torch.cat(
 )
 rows = []
 for name, values in (("all proposals", all_labels), ("minibatch", chosen["labels"])):
-    counts = values.bincount(minlength=4).tolist()
+    counts = values.bincount(minlength=len(CLASS_NAMES)).tolist()
     rows.append(
         {"": name}
         | dict(zip(CLASS_NAMES, counts, strict=True))
@@ -747,20 +751,23 @@ print(f"{len(objects)} images, {len(table['truth'])} proposals, {len(table['befo
 # ### Which class is taken for which?
 
 # %% [markdown]
-# Rows: the true class of a proposal, columns: what the head says. The colour is the share within the row, the small figure the count.
+# Rows: the true class of a proposal, columns: what the head says. The colour is the share within the row, the small figure the count. Of
+# many classes the ten most frequent are shown.
 
 # %%
-confusion = torch.zeros(4, 4, dtype=torch.long)
+confusion = torch.zeros(len(CLASS_NAMES), len(CLASS_NAMES), dtype=torch.long)
 confusion.index_put_((table["truth"], table["predicted"]), torch.tensor(1), accumulate=True)
 shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-fig, ax = plt.subplots(figsize=(5.6, 4.8))
-ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-for r in range(4):
-    for c in range(4):
+shown = [0, *draw.most_frequent(table["truth"])]
+fig, ax = plt.subplots(figsize=(2 + 0.9 * len(shown), 1.2 + 0.9 * len(shown)))
+ax.imshow(shares[shown][:, shown], cmap="Greens", vmin=0, vmax=1)
+for y, r in enumerate(shown):
+    for x, c in enumerate(shown):
         colour = "white" if shares[r, c] > 0.6 else "black"
-        ax.text(c, r - 0.08, f"{shares[r, c]:.0%}", ha="center", va="center", color=colour, fontsize=12)
-        ax.text(c, r + 0.24, f"{confusion[r, c]}", ha="center", va="center", color=colour, fontsize=8)
-ax.set(xticks=range(4), yticks=range(4), xticklabels=CLASS_NAMES, yticklabels=CLASS_NAMES)
+        ax.text(x, y - 0.08, f"{shares[r, c]:.0%}", ha="center", va="center", color=colour, fontsize=12)
+        ax.text(x, y + 0.24, f"{confusion[r, c]}", ha="center", va="center", color=colour, fontsize=8)
+ticks, names = range(len(shown)), [CLASS_NAMES[n] for n in shown]
+ax.set(xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)
 ax.set(xlabel="predicted", ylabel="true", title="classes of the validation proposals")
 fig.tight_layout()
 _ = save_figure(fig, "04_confusion")
@@ -774,10 +781,11 @@ mistakes = confusion.clone().fill_diagonal_(0)
 worst = int(mistakes.argmax())
 lines = [
     f"- {name}: {float(share):.0%} of its proposals are named rightly."
-    for name, share in zip(CLASS_NAMES, right, strict=True)
+    for name, share, count in zip(CLASS_NAMES, right, confusion.sum(1), strict=True)
+    if count
 ]
 lines.append(
-    f"- The most frequent mistake: {CLASS_NAMES[worst // 4]} taken for {CLASS_NAMES[worst % 4]} ({int(mistakes.max())} times)."
+    f"- The most frequent mistake: {CLASS_NAMES[worst // len(confusion)]} taken for {CLASS_NAMES[worst % len(confusion)]} ({int(mistakes.max())} times)."
     if mistakes.sum()
     else "- There is no mistake at all."
 )
@@ -1033,7 +1041,7 @@ torch.testing.assert_close(
 )
 for d in tested:
     assert len(d["boxes"]) <= config.boxhead.test.post_nms and boxes.inside(d["boxes"], *content).all()
-    assert (d["scores"].diff() <= 0).all() and ((d["labels"] >= 1) & (d["labels"] <= NUM_CLASSES)).all()
+    assert (d["scores"].diff() <= 0).all() and ((d["labels"] >= 1) & (d["labels"] < len(CLASS_NAMES))).all()
 print("all checks hold")
 
 # %% [markdown]

@@ -66,6 +66,7 @@ assert root is not None, "lib/config.py not found: open this notebook from insid
 sys.path.insert(0, str(root))
 
 from lib.config import load_config
+from lib.data.classes import read_classes
 from lib.data.sources import ensure_data, weights_folder
 from lib.machine.device import seed_everything
 from lib.notebook import colab, figures
@@ -76,6 +77,7 @@ colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
 config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
 DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
 WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
 seed_everything(config.training.seed)
 
@@ -92,7 +94,7 @@ from torch.testing import assert_close
 
 from lib import boxhead, maskhead
 from lib.boxes import clip, inside, iou_matrix, scale_boxes
-from lib.boxhead import CLASS_NAMES, MASK_POSITIVE_IOU
+from lib.boxhead import MASK_POSITIVE_IOU
 from lib.data.batches import collate, prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import device
@@ -104,6 +106,8 @@ from lib.training import stages
 from lib.training.checkpoint import load_model
 from lib.training.history import read_history
 from lib.training.loop import train_until
+
+CLASS_NAMES = config.class_names  # by label; 0 is background
 
 
 def show(*parts):
@@ -126,7 +130,7 @@ def grid(ax, values, title, shift=0.5):
 # |---|---|
 # | $D$ | boxes that reach the mask head, over all images of the batch |
 # | $K'$, $N'$ | boxes of an image before and after NMS |
-# | $C$ | classes of objects, 3: vehicle, person, animal |
+# | $C$ | classes of objects, in the course's set 3: vehicle, person, animal |
 # | $F$ | channels of the feature pyramid: 256 in `course`, 64 in `demo` |
 # | $m$ | side of a predicted mask, 28 |
 # | $G$, $H \times W$ | objects of an image, and the size of the frame their masks are given in |
@@ -281,7 +285,7 @@ chosen = boxhead.refine_for_training(
 )[0]
 assert_close(chosen["boxes"], candidates[kept])
 assert chosen["labels"].tolist() == [2, 2, 1] and chosen["matched"].tolist() == [0, 0, 1]
-print("labels of the boxes a, c, f:", [CLASS_NAMES[n] for n in chosen["labels"]])
+print("labels of the boxes a, c, f:", [("vehicle", "person", "animal")[n - 1] for n in chosen["labels"]])
 
 # %% [markdown]
 # ## By hand 2: a mask target
@@ -431,7 +435,7 @@ show(maskhead.MaskHead)
 
 # %%
 channels = config.backbone.channels  # F
-head = maskhead.MaskHead(channels, config.maskhead.hidden)
+head = maskhead.MaskHead(channels, config.maskhead.hidden, len(config.classes))
 x, total = torch.zeros(5, channels, 14, 14), 0  # D = 5 boxes
 for layer in head.layers:
     x = layer(x)
@@ -697,7 +701,7 @@ def funnel(proposals, outputs, chosen, targets, content):
 # Along the way we keep, for every box, which share of its target is on.
 
 # %%
-counts, per_image, share = torch.zeros(4), [], {name: [] for name in CLASS_NAMES[1:]}
+counts, per_image, share = torch.zeros(4), [], {n: [] for n in range(1, len(CLASS_NAMES))}
 seen = min(48, len(train_set))
 for start in range(0, seen, 8):
     x, t, content = batch(train_set, range(start, min(start + 8, seen)))
@@ -707,7 +711,7 @@ for start in range(0, seen, 8):
     for one, target in zip(c, t, strict=True):
         y = maskhead.mask_targets(one["boxes"], one["matched"], target["masks"], 28)
         for label, area in zip(one["labels"].tolist(), y.mean(dim=(1, 2)).tolist(), strict=True):
-            share[CLASS_NAMES[label]].append(area)
+            share[label].append(area)
 
 # %% [markdown]
 # Left: boxes an image after each step. Right: how full the targets are, by class. A box that fits a car is mostly car;
@@ -720,9 +724,9 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
 bars = axes[0].barh(steps[::-1], (counts / seen).flip(0).tolist(), color=draw.COLOURS["positive"])
 _ = axes[0].bar_label(bars, fmt="%.1f", padding=3)
 _ = axes[0].set(xlabel="boxes an image (mean)", xlim=(0, 1.2 * float(counts[0]) / seen + 1))
-for name, colour in zip(share, draw.CLASS_COLOURS[1:], strict=True):
-    label = f"{name}: {len(share[name])} boxes"
-    _ = axes[1].hist(share[name], bins=20, range=(0, 1), histtype="step", linewidth=2, color=colour, label=label)
+for n in draw.most_frequent([n for n, areas in share.items() for _ in areas]):
+    label, colour = f"{CLASS_NAMES[n]}: {len(share[n])} boxes", draw.class_colour(n)
+    _ = axes[1].hist(share[n], bins=20, range=(0, 1), histtype="step", linewidth=2, color=colour, label=label)
 _ = axes[1].set(xlabel="share of the target that is on", ylabel="boxes")
 _ = axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 _ = save_figure(fig, "05_targets_counted")
@@ -881,28 +885,28 @@ if owner:
     print(f"{middle:.1%} of the cells between 0.2 and 0.8")
 
 # %% [markdown]
-# **One head, three answers.** Every box gets a mask for every class. Only the mask of the class that the box holds was
+# **One head, an answer for each class.** Every box gets a mask for every class. Only the mask of the class that the box holds was
 # trained on such boxes, and only that one is read.
 
 # %%
+three = draw.most_frequent(samples["labels"], 3)
 fig, axes = plt.subplots(3, 4, figsize=(8, 6), layout="constrained", squeeze=False)
-by_class = [next((d for d in range(len(owner)) if samples["labels"][d] == k), None) for k in (1, 2, 3)]
-for row, d in zip(axes, by_class, strict=True):
-    if d is not None:
-        i, n = owner[d]
-        label = int(samples["labels"][d])
-        picture_of(row[0], images[i]).set_title(CLASS_NAMES[label], fontsize=10)
-        crop(row[0], chosen[i]["boxes"][n].cpu())
-        for k, ax in enumerate(row[1:], start=1):
-            weight = "bold" if k == label else "normal"
-            draw.heatmap(ax, every_class[d, k - 1]).set_title(f"as {CLASS_NAMES[k]}", fontsize=10, weight=weight)
+by_class = [next(d for d in range(len(owner)) if samples["labels"][d] == k) for k in three]
+for row, d in zip(axes, by_class, strict=False):
+    i, n = owner[d]
+    label = int(samples["labels"][d])
+    picture_of(row[0], images[i]).set_title(CLASS_NAMES[label], fontsize=10)
+    crop(row[0], chosen[i]["boxes"][n].cpu())
+    for k, ax in zip(three, row[1:], strict=False):
+        weight = "bold" if k == label else "normal"
+        draw.heatmap(ax, every_class[d, k - 1]).set_title(f"as {CLASS_NAMES[k]}", fontsize=10, weight=weight)
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = save_figure(fig, "05_three_masks")
 
 
 # %% [markdown]
-# Compare the mask in bold with the two others. Nothing in the loss ever asked the others to be empty, or to be anything,
+# Compare the mask in bold with the others. Nothing in the loss ever asked the others to be empty, or to be anything,
 # in this box; so they need not be.
 
 # %% [markdown]
@@ -1021,8 +1025,8 @@ shared, labels = torch.tensor(shared, dtype=torch.bool), torch.tensor([int(t["la
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
-for k in sorted(set(labels.tolist())):
-    _ = axes[0].scatter(thin[labels == k], ious[labels == k], s=18, color=draw.CLASS_COLOURS[k], label=CLASS_NAMES[k])
+for k in draw.most_frequent(labels):
+    _ = axes[0].scatter(thin[labels == k], ious[labels == k], s=18, color=draw.class_colour(k), label=CLASS_NAMES[k])
 groups = {"alone": ious[~shared], "overlaps another": ious[shared]} if pairs else {}
 groups = {name: values for name, values in groups.items() if len(values)}
 for place, values in enumerate(groups.values()):

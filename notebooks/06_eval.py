@@ -65,6 +65,7 @@ assert root is not None, "lib/config.py not found: open this notebook from insid
 sys.path.insert(0, str(root))
 
 from lib.config import load_config
+from lib.data.classes import read_classes
 from lib.data.sources import ensure_data, weights_folder
 from lib.machine.device import seed_everything
 from lib.notebook import colab, figures
@@ -75,6 +76,7 @@ colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google
 PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
 config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
 DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
+config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
 WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
 seed_everything(config.training.seed)
 
@@ -95,13 +97,13 @@ from torch.testing import assert_close
 
 from benchmarks.cost import cost_figure
 from lib.boxes import iou_matrix, scale_boxes
-from lib.boxhead import CLASS_NAMES
 from lib.config import STAGES
 from lib.data.reader import CourseDataset
 from lib.machine.device import device
 from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.maskhead import paste_masks
+from lib.maskrcnn import COURSE_CLASSES
 from lib.notebook import draw, report
 from lib.preprocess import preprocess_images
 from lib.scores import coco_ap, evaluate
@@ -110,6 +112,8 @@ from lib.training import stages
 from lib.training.checkpoint import backbone_origin, load_model
 from lib.training.history import read_history
 from lib.training.loop import train_until
+
+CLASS_NAMES = config.class_names  # by label; 0 is background
 
 
 def show(*parts):
@@ -294,7 +298,7 @@ boxes_of = [(image, torch.tensor([box]).float()) for image, box in objects]
 annotations = [box_results(image, box, person, torch.ones(1))[0] for image, box in boxes_of]
 annotations = [{**a, "id": n, "area": 100, "iscrowd": 0} for n, a in enumerate(annotations, start=1)]
 pictures = [{"id": 0}, {"id": 1}]
-truth = coco_ap._coco({"images": pictures, "annotations": annotations, "categories": coco_ap.CATEGORIES})
+truth = coco_ap._coco({"images": pictures, "annotations": annotations, "categories": coco_ap.categories(COURSE_CLASSES)})
 found = []
 for s, image, box in detections:
     found += box_results(image, torch.tensor([box]).float(), person, torch.tensor([s]))
@@ -549,8 +553,8 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=Tru
 for ax, kind, title in zip(axes, ("box", "mask"), ("boxes", "masks"), strict=True):
     draw.precision_recall(ax, coco_ap.precision_recall(evaluations["joint"][kind]), CLASS_NAMES)
     curves = coco_ap.precision_recall(evaluations["maskhead"][kind])
-    for (r, p), colour in zip(curves, draw.CLASS_COLOURS[1:], strict=True):
-        _ = ax.plot(r, p, ":", color=colour)
+    for label, (r, p) in enumerate(curves, start=1):
+        _ = ax.plot(r, p, ":", color=draw.class_colour(label))
     _ = ax.set_title(f"{title}: course mAP {scores['joint']['course'][f'{kind}_mAP'] or 0:.3f}", fontsize=10)
 _ = axes[1].set_ylabel("")
 _ = save_figure(fig, "06_precision_recall")

@@ -36,8 +36,8 @@ class CourseDataset(Examples):
     """A folder with the four course files, read lazily, as (image, target) pairs.
 
     An item is a uint8 image (3, H, W) and a dict of `boxes` (G, 4) float32, `labels` (G,) int64, `image_id` and, unless
-    `with_masks` is false, `masks` (G, H, W) uint8 of 0 and 1; `classes` names the labels 1, 2, ... The files are checked against each
-    other once, here.
+    `with_masks` is false, `masks` (G, H, W) uint8 of 0 and 1; `classes` names the labels 1, 2, ... The files are
+    checked against each other once, here.
 
     Raises FileNotFoundError for a missing file and ValueError for files that do not belong together.
     """

@@ -173,6 +173,13 @@ def class_colour(label: int) -> str:
     return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
 
 
+def most_frequent(labels, most: int = 10) -> list[int]:
+    """Of the classes that occur among labels, those that a figure has room for: the most frequent, in order."""
+    counts = np.bincount(_array(labels).astype(int))
+    counts[:1] = 0  # background
+    return sorted(np.argsort(-counts, kind="stable")[: min(most, np.count_nonzero(counts))].tolist())
+
+
 def _style(kind) -> str:
     return _STYLES[kind][1] if isinstance(kind, str) else "-"
 
