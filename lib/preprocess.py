@@ -41,7 +41,7 @@ def content_size(height: int, width: int, config: ImageConfig) -> Size:
 def preprocess_images(images: Tensor, config: ImageConfig) -> Tensor:
     """Images (B, 3, H, W) uint8 of one size -> (B, 3, Hp, Wp) float, rescaled, normalised and zero padded (§2)."""
     height, width = content_size(images.shape[-2], images.shape[-1], config)
-    x = F.interpolate(images / 255, (height, width), mode="bilinear", antialias=True)
+    x = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True) / 255
     padded_height, padded_width = config.padded_size
     return F.pad(normalised(x), (0, padded_width - width, 0, padded_height - height))
 

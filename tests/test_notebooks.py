@@ -12,9 +12,12 @@ import time
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 from jupytext.cli import jupytext as jupytext_command
 
+from lib.data.scenes import scene
+from lib.data.writer import CourseWriter
 from lib.machine.folders import FOLDERS, root
 from lib.notebook.execute import METADATA, NOTEBOOKS, WIDGET, execute
 
@@ -167,7 +170,9 @@ def test_inline_figures_are_of_screen_size(name):
                 assert width <= 1600, cell.source[:80]
 
 
-def test_all_six_run_from_nothing(tmp_path):
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project without outputs and data, whose folders are its own."""
     for name in ("lib", "notebooks", "benchmarks"):
         ignore = shutil.ignore_patterns("__pycache__", "*.ipynb", ".*")
         shutil.copytree(root() / name, tmp_path / name, ignore=ignore)
@@ -177,13 +182,34 @@ def test_all_six_run_from_nothing(tmp_path):
     (tmp_path / "figures").mkdir()
     for table in ("06_accuracy", "06_stages", "06_cost"):  # measured by the benchmarks, and part of the project
         shutil.copy(root() / "figures" / f"{table}.csv", tmp_path / "figures")
-    own = {variable: str(tmp_path / name) for name, variable in FOLDERS.items()}
-    environment = own | {"MASKRCNN_SET": QUICK, "MASKRCNN_PROFILE": "demo", "MASKRCNN_SOURCE": "synthetic"}
+    return tmp_path
+
+
+def run_all_six(project, source):
+    """Execute them at the quick setting -> the metrics of 06."""
+    own = {variable: str(project / name) for name, variable in FOLDERS.items()}
+    environment = own | {"MASKRCNN_SET": QUICK, "MASKRCNN_PROFILE": "demo", "MASKRCNN_SOURCE": source}
     for name in NOTEBOOKS:
-        execute(name, tmp_path, environment)
-        assert (tmp_path / "notebooks" / f"{name}.ipynb").is_file()
-    pdf, png = ({path.stem for path in tmp_path.glob(f"figures/*.{ending}")} for ending in ("pdf", "png"))
+        execute(name, project, environment)
+        assert (project / "notebooks" / f"{name}.ipynb").is_file()
+    return json.loads((project / "figures" / "metrics.json").read_text())
+
+
+def test_all_six_run_from_nothing(project):
+    metrics = run_all_six(project, "synthetic")
+    pdf, png = ({path.stem for path in project.glob(f"figures/*.{ending}")} for ending in ("pdf", "png"))
     assert pdf == png
     assert {figure[:2] for figure in pdf} == {name[:2] for name in NOTEBOOKS}, "each exports its figures"
-    metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())
     assert {"split", "images", "box", "mask", "rpn", "course"} <= set(metrics) and metrics["split"] == "test"
+
+
+@pytest.mark.parametrize("count", [1, 80])
+def test_all_six_run_under_other_classes(project, count):
+    """A set of one class, and one of eighty of which most have no object in any split."""
+    classes = [f"kind {n}" for n in range(1, count + 1)]
+    with CourseWriter(project / "data" / "own", classes) as writer:
+        for n in range(24):
+            image, labels, boxes, masks = scene(np.random.default_rng([5, n]))
+            writer.add(image, (labels + 7 * n) % count + 1, boxes, masks)
+    metrics = run_all_six(project, "own")
+    assert list(metrics["box"]["per_class"]) == classes
