@@ -670,7 +670,8 @@ def bars(ax, x, heights, course, colours):
         "black",
         label="course",
     )
-    ax.legend(frameon=False)
+    if len(course):
+        ax.legend(frameon=False)
 
 
 def ranges(ax, y, percentiles, colour, label=None):
@@ -700,6 +701,7 @@ bars(
 )
 axes[0, 0].set(xticks=numbers, xlabel="objects in the image", ylabel="share of images")
 axes[0, 1].set(ylabel="share of objects")
+axes[0, 1].tick_params("x", rotation=90 if len(shown) > 5 else 0)
 axes[1, 0].set(xscale="log", xlim=(min(0.01, share.quantile(0.04)), 1), xlabel="share of the image that the box covers")
 axes[1, 1].set(xscale="log", xlim=(0.2, 5), xlabel="width / height of the box")
 for ax, values, course_values, ticks in (

@@ -446,7 +446,7 @@ for layer in head.layers:
         total += count
         print(f"{type(layer).__name__:16} {k} x {k}  {a:4} -> {b:4} channels {count:9,} parameters  {tuple(x.shape)}")
 print(f"{'in all':43} {total:9,} parameters")
-assert x.shape == (5, 3, 28, 28)
+assert x.shape == (5, len(config.classes), 28, 28)
 
 # %% [markdown]
 # The 1 × 1 convolution starts with tiny weights, so that every pixel of every mask starts at $\sigma(0) = \tfrac12$:
