@@ -164,13 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, backbone = ensure_data("synthetic", config), fingerprint(config.backbone.file)
     scored, records = CourseDataset(scored_scenes()), []
     for seed in args.seeds:
-        path = args.out / f"demo_{backbone}_{seed}.json"
+        path, of_seed = args.out / f"demo_{backbone}_{seed}.json", config.replace(**{"training.seed": seed})
+        about = {"backbone": backbone, "config": of_seed.to_json()}
         if not path.is_file():
-            weights = paths().weights / "benchmarks" / f"seed_{seed}"
-            record = run_seed(config.replace(**{"training.seed": seed}), data, scored, weights)
-            record |= {"backbone": backbone, "machine": machine(), "ceiling": mask_ceiling(scored)}
-            write_json(record, path)
+            record = run_seed(of_seed, data, scored, paths().weights / "benchmarks" / f"seed_{seed}")
+            write_json(about | record | {"machine": machine(), "ceiling": mask_ceiling(scored)}, path)
         records.append(json.loads(path.read_text()))
+        if about.items() - records[-1].items():
+            raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
     save_table(table(records), "06_stages")
     for row in table(records):
         print(row)
