@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             record = run_seed(of_seed, data, scored, paths().weights / "benchmarks" / f"seed_{seed}")
             write_json(about | record | {"machine": machine(), "ceiling": mask_ceiling(scored)}, path)
         records.append(json.loads(path.read_text()))
-        if about.items() - records[-1].items():
+        if any(records[-1].get(name) != value for name, value in about.items()):
             raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
     save_table(table(records), "06_stages")
     for row in table(records):

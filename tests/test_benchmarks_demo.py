@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import precision
+from benchmarks import demo, precision
 from benchmarks.demo import BARS, mask_ceiling, objectness_gaps, proposal_recalls, table
 from lib.anchors import LEVELS
 from lib.data.batches import collate, prepare
@@ -69,3 +69,21 @@ def test_both_ways_are_scored(tiny_model, scenes):
     data.indices = data.indices[:2]
     scores = precision.differences(tiny_model(), data)
     assert list(scores) == ["as trained", "half"] and all(set(v) == {"box", "mask"} for v in scores.values())
+
+
+def test_a_kept_run_with_another_config_is_refused(tmp_path, monkeypatch):
+    made = {"scores": dict.fromkeys(BARS, 0.5), "seed": 0}
+    monkeypatch.setattr(demo, "run_seed", lambda *_: dict(made))
+    for name, value in (
+        ("ensure_data", tmp_path),
+        ("scored_scenes", tmp_path),
+        ("CourseDataset", []),
+        ("mask_ceiling", 1),
+    ):
+        monkeypatch.setattr(demo, name, lambda *_, value=value: value)
+    monkeypatch.setenv("MASKRCNN_FIGURES", str(tmp_path))
+    out = ["--out", str(tmp_path), "--seeds", "0"]
+    demo.main(out)
+    demo.main(out)
+    with pytest.raises(SystemExit, match="demo_.*_0.json is a run with another config"):
+        demo.main([*out, "--set", "rpn.epochs=3"])
