@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
