@@ -27,6 +27,7 @@ soak: $(VENV)/.installed-dev  ## the tests that train, from five seeds, with thr
 	for kind in default avx2 ""; do \
 		env $${kind:+ATEN_CPU_CAPABILITY=$$kind} $(BIN)/python -m pytest -m trains --training-seeds 5 || exit 1; \
 	done
+	MASKRCNN_DAMAGES=2000 $(BIN)/python -m pytest tests/test_damage.py
 
 # A notebook's code is formatted in the .ipynb (see pyproject.toml): the later half of each pair goes there and back.
 format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pairs into step
@@ -42,8 +43,8 @@ clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-clean-cache:  ## remove the stored maps that unfinished stages left
-	rm -rf data/*/features
+clean-cache:  ## remove the stored maps that unfinished stages left, and copies of data files
+	rm -rf data/*/features weights/copies
 
 clean-weights:  ## forget what the demo's stages have learnt
 	rm -rf weights/demo

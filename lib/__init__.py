@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "score trained weights on images never trained on",
     "predict": "find objects in your own pictures",
     "coco": "convert a data set in COCO's format to the course's four files",
+    "check": "list all that is wrong with a data set, or write a copy without it",
     "scenes": "write made-up scenes as the course's four files",
     "pretrain": "make the backbone of the demo profile",
     "config": "show every number, its values in both profiles, its range and meaning",

@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from lib.__main__ import main
-from lib.data.coco import CATEGORIES, LABELS
+from lib.data.coco_json import CATEGORIES
+from lib.data.coco_json import COURSE_LABELS as LABELS
 from lib.data.masks import tight_box
 from lib.data.reader import CourseDataset
 
@@ -155,7 +156,9 @@ def test_limit_counts_the_images_kept(three):
 
 def test_split(three):
     assert len(three.convert("--split", "val", split="val")) == 3
-    assert len(CourseDataset(three.folder / "out", "train")) == 0
+    assert len(CourseDataset(three.folder / "out", "train", may_be_empty=True)) == 0
+    with pytest.raises(ValueError, match="split.json has no images in its train split, it is empty: delete"):
+        CourseDataset(three.folder / "out", "train")
 
 
 def test_a_set_on_disk_is_not_overwritten(three, capsys):
@@ -182,19 +185,19 @@ def test_json_that_is_none_or_of_another_kind(three):
     three.json.update(images=[], annotations=[])
     assert "has no list 'categories'" in three.error()
     three.json["categories"] = [{"id": 1, "name": "chair"}]
-    assert "none of the categories bicycle, car," in three.error()
+    assert "none of the categories vehicle, bicycle, car," in three.error()
 
 
 def test_images_that_do_not_fit_the_json(three):
     photograph = three.folder / "102.png"
     Image.new("RGB", (600, 800)).save(photograph)
-    assert "102.png (image 102) has 600 x 800 pixels, in the JSON 800 x 600" in three.error()
+    assert "image 102 (102.png) has 600 x 800 pixels, in the JSON 800 x 600" in three.error()
     photograph.write_bytes(b"no picture")
-    assert "102.png is not a readable image" in three.error()
+    assert "102.png is not a readable picture" in three.error()
     photograph.write_bytes((three.folder / "101.png").read_bytes()[:300])
-    assert "102.png is not a readable image" in three.error()
+    assert "102.png is not a readable picture" in three.error()
     photograph.unlink()
-    assert "102.png (image 102) is missing" in three.error()
+    assert "102.png is missing" in three.error()
 
 
 BAD_SEGMENTATIONS = {

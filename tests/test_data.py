@@ -76,26 +76,112 @@ def test_missing_file(tmp_path, kind):
 
 
 FOUR = ([1, 4], [], [2])
-OUTSIDE = ([40, 30, 401, 130], *BOXES[1:])
+OUTSIDE = ([40, 30, 402, 130], *BOXES[1:])
 TURNED = ([140, 30, 40, 130], *BOXES[1:])
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"labels": FOUR}, r"labels.*image 0 has labels \[1, 4\]; they go from 1 to 3"),
-        ({"labels": ([1, 0], [], [2])}, "image 0 has labels"),
+        ({"labels": FOUR}, "labels.*image 0 has the label 4; labels are whole numbers from 1 to 3"),
+        ({"labels": ([1, 0], [], [2])}, "image 0 has the label 0"),
         ({"labels": ([1], [], [2, 2])}, "image 0 has 2 boxes but 1 labels"),
         ({"labels": ([1, 3], [], [])}, r"mask.*\(3, 300, 400\).*\(2, 300, 400\).*same set"),
-        ({"boxes": OUTSIDE}, "bboxes.*image 0 has boxes.*inside 400 x 300"),
-        ({"boxes": TURNED}, "image 0 has boxes.*x1 < x2"),
-        ({"boxes": ([float("nan"), 30, 140, 130], *BOXES[1:])}, "image 0 has boxes"),
-        ({"order": (1, 0, 2)}, "mask 0 does not lie in its box.*image 0.*in the order of the labels"),
+        ({"boxes": OUTSIDE}, "bboxes.*image 0 has the box.*not inside 400 x 300"),
+        ({"boxes": TURNED}, "image 0 has the box.*x1 < x2"),
+        ({"boxes": ([float("nan"), 30, 140, 130], *BOXES[1:])}, "image 0 has the box.*not finite"),
+        ({"order": (1, 0, 2)}, "image 0 has a mask that does not lie in its box.*in the order of the labels"),
     ],
 )
 def test_files_that_do_not_belong_together(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         CourseDataset(write(tmp_path, **changes))
+
+
+def resave(path: Path, values: np.ndarray) -> None:
+    with h5py.File(path, "w") as file:
+        file["data"] = values
+
+
+@pytest.mark.parametrize("kind", [lambda m: m * np.uint8(255), lambda m: m.astype(bool), lambda m: m.astype(np.int16)])
+def test_a_mask_is_what_is_not_zero(tmp_path, kind):
+    path = write(tmp_path) / FILES["masks"]
+    with h5py.File(path) as file:
+        masks = file["data"][:]
+    resave(path, kind(masks))
+    assert (CourseDataset(tmp_path)[0][1]["masks"].numpy() == masks[:2]).all()
+
+
+@pytest.mark.parametrize(
+    "kind, values", [("masks", np.zeros((3, 300, 400))), ("images", np.zeros((3, 300, 400, 3), np.uint8))]
+)
+def test_arrays_of_another_kind_say_what_is_wanted(tmp_path, kind, values):
+    resave(write(tmp_path) / FILES[kind], values)
+    with pytest.raises(ValueError, match=f"{FILES[kind]} holds {values.dtype}.*by the labels it is uint8"):
+        CourseDataset(tmp_path)
+
+
+def test_empty_masks_are_said_and_where_all_are_refused(tmp_path, capfd):
+    path = write(tmp_path) / FILES["masks"]
+    with h5py.File(path, "r+") as file:
+        file["data"][1] = 0
+    assert len(CourseDataset(tmp_path)) == 3
+    assert "1 of 3 masks: " in (said := capfd.readouterr().err) and "image 0 has an empty mask for its box" in said
+    with h5py.File(path, "r+") as file:
+        file["data"][:] = 0
+    with pytest.raises(ValueError, match="image 0 has an empty mask.*image 2 has an empty mask"):
+        CourseDataset(tmp_path)
+
+
+def test_boxes_of_two_images_among_many_that_are_swapped(tmp_path):
+    corners = np.array([[40 * (n % 10), 40 * (n // 10), 40 * (n % 10) + 30, 40 * (n // 10) + 30] for n in range(60)])
+    boxes = corners.copy()
+    boxes[[23, 42]] = boxes[[42, 23]]
+    with CourseWriter(tmp_path) as writer:
+        for corner, box in zip(corners, boxes, strict=True):
+            writer.add(np.zeros((3, 300, 400), np.uint8), [1], box[None], filled(corner)[None])
+    with pytest.raises(ValueError, match="image 23 has a mask that does not lie.*image 42 has a mask") as error:
+        CourseDataset(tmp_path)
+    assert str(error.value).count("has a mask") == 2
+
+
+def test_boxes_a_hair_outside_are_cut_off_and_said(tmp_path, capfd):
+    data = CourseDataset(write(tmp_path, boxes=([39.5, 30, 140, 130], [200, 100, 260, 290], [-0.4, 0, 400.6, 300])))
+    assert data.boxes[0][0].tolist() == [39.5, 30, 140, 130] and data.boxes[2].tolist() == [[0, 0, 400, 300]]
+    assert "1 box(es): " in (said := capfd.readouterr().err) and "image 2 has the box [-0.4, 0.0, 400.6, 300.0]" in said
+
+
+def test_all_problems_are_named_up_to_ten(tmp_path):
+    with CourseWriter(tmp_path) as writer:
+        for _ in range(14):
+            writer.add(
+                np.zeros((3, 300, 400), np.uint8), [1], np.array([[5, 5, 5, 9]]), np.ones((1, 300, 400), np.uint8)
+            )
+    with pytest.raises(
+        ValueError, match="image 0 has .*image 9 has .*; and 4 more. `python -m lib check .*` lists all"
+    ):
+        CourseDataset(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1.7, float("nan"), -1, 1e300])
+def test_labels_that_are_no_whole_numbers(tmp_path, value):
+    with pytest.raises(ValueError, match=r"image 0 has the label .*; labels are whole numbers from 1 to 3"):
+        folder = write(tmp_path)
+        column = np.empty(3, object)
+        column[:] = [np.array([1, value]), np.array([]), np.array([2.0])]
+        np.save(folder / FILES["labels"], column, allow_pickle=True)
+        CourseDataset(folder)
+
+
+def test_classes_of_ones_own(tmp_path):
+    with CourseWriter(tmp_path, ["cat", "dog", "bird", "fish"]) as writer:
+        writer.add(np.zeros((3, 300, 400), np.uint8), [4], np.array([BOXES[0]]), filled(BOXES[0])[None])
+    assert CourseDataset(tmp_path).classes == ("cat", "dog", "bird", "fish")
+    (tmp_path / "classes.json").write_text('["cat", "dog", "bird"]')
+    with pytest.raises(ValueError, match="the label 4; labels are whole numbers from 1 to 3"):
+        CourseDataset(tmp_path)
+    write(tmp_path)
+    assert CourseDataset(tmp_path).classes == ("vehicle", "person", "animal")
 
 
 @pytest.mark.parametrize("one, other", [("images", "masks"), ("labels", "boxes"), ("images", "labels")])
@@ -133,6 +219,30 @@ def test_split_is_stored_disjoint_and_the_same_again(tmp_path):
     (tmp_path / "split.json").write_text('{"train": [0], "val": [], "test": []}')
     with pytest.raises(ValueError, match="split.json does not divide the 20 images"):
         CourseDataset(tmp_path, "train", config)
+
+
+BROKEN_SPLITS = ["[]", "5", "null", '{"train": 5}', '{"train": [[0]], "val": [1, 2]}', '{"train": [0, 1, 1.0]}']
+BROKEN_SPLITS += ['{"train": [true, 0, 2]}', '{"train": ["0", 1, 2]}', '{"train": {"0": 1}}', '{"val": null}']
+
+
+@pytest.mark.parametrize("text", BROKEN_SPLITS)
+def test_a_broken_split_is_named(tmp_path, text):
+    (write(tmp_path) / "split.json").write_text(text)
+    with pytest.raises(ValueError, match="split.json does not divide the 3 images.*delete it"):
+        CourseDataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xff", b"", b"[" * 100_000])
+def test_a_split_that_is_no_json_is_named(tmp_path, content):
+    (write(tmp_path) / "split.json").write_bytes(content)
+    with pytest.raises(ValueError, match="split.json is not valid JSON"):
+        CourseDataset(tmp_path, "train")
+
+
+def test_of_few_images_each_split_has_one(tmp_path):
+    assert [len(CourseDataset(write(tmp_path), name)) for name in ("train", "val", "test")] == [1, 1, 1]
+    (tmp_path / "split.json").unlink()
+    assert len(CourseDataset(tmp_path, "train", DataConfig(val_fraction=0, test_fraction=0))) == 3
 
 
 def test_preprocessing_is_section_2(tmp_path):

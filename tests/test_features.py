@@ -35,7 +35,7 @@ def accelerator():
 
 @pytest.fixture
 def data(scenes, config) -> dict[str, CourseDataset]:
-    return {split: CourseDataset(scenes, split, config) for split in ("train", "val")}
+    return {split: CourseDataset(scenes, split, config.data) for split in ("train", "val")}
 
 
 @pytest.fixture

@@ -17,4 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-size", type=float, default=0, metavar="PX", help="least sqrt(w h) at 300x400")
     parser.add_argument("--limit", type=int, metavar="N", help="write the first N images")
     parser.add_argument("--split", choices=SPLITS, help="the whole set is of this split")
+    parser.add_argument("--classes", metavar="CHOICE", help='"cat=pet,dog=pet,car", "all", or a FILE.json of pairs')
+    parser.add_argument("--keep-empty", action="store_true", help="write images without objects too")
+    parser.add_argument("--strict", action="store_true", help="anything left out is an error")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out what cannot be used, and list it")
     convert(**vars(parser.parse_args(argv)))

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from lib.data.pictures import read_picture
 from lib.machine.device import device, keep_memory
 from lib.machine.files import write_json, written_whole
 from lib.maskrcnn import MaskRCNN
@@ -25,21 +26,6 @@ from lib.notebook import overlay
 from lib.scores.coco_ap import categories
 from lib.scores.results import box_results, encode_crop
 from lib.training.checkpoint import last_trained, load_model
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A picture of any mode as (3, H, W) uint8 RGB, upright, white where it is transparent; ValueError without one."""
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits a pixel
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy()
-    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise ValueError(f"{path} is not a readable picture ({error}): give a JPEG, PNG or the like") from None
 
 
 def predict(model: MaskRCNN, picture: np.ndarray, stage: str, threshold: float) -> dict[str, torch.Tensor]:

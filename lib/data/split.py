@@ -4,29 +4,54 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.config import DataConfig
-from lib.machine.files import written_whole
+from lib.machine.errors import say_once
+from lib.machine.files import read_json, written_whole
+from lib.machine.folders import copies_folder
 
 SPLIT_FILE = "split.json"
 SPLITS = ("train", "val", "test")
 
 
 def load_split(folder: str | Path, count: int, config: DataConfig) -> dict[str, list[int]]:
-    """The stored train/val/test indices of a data set; a seeded split is drawn and stored on first use."""
-    path = Path(folder) / SPLIT_FILE
-    if path.is_file():
-        split = json.loads(path.read_text())
-        if sorted(i for name in SPLITS for i in split.get(name, ())) != list(range(count)):
-            what = f"the {count} images of this folder into {SPLITS}"
-            raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
-        return split
+    """The stored train/val/test indices of a data set; a seeded split is drawn and stored on first use.
+
+    Where the folder may only be read, the split is kept in the folder of its copies.
+    """
+    path, elsewhere = Path(folder) / SPLIT_FILE, copies_folder(folder) / SPLIT_FILE
+    for stored in (path, elsewhere):
+        if stored.is_file():
+            split = read_json(stored)
+            if divides(split, count):
+                return split
+            if stored == path:
+                what = f"the {count} images of this folder into {SPLITS}"
+                raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
+    split = _drawn(count, config)
+    try:
+        write_split(folder, split)
+    except OSError as error:
+        say_once(f"{path} cannot be written ({error}): the split is kept in {elsewhere}")
+        write_split(elsewhere.parent, split)
+    return split
+
+
+def divides(split: Any, count: int) -> bool:
+    """Whether this is a dict of lists that hold each image's number once."""
+    if not isinstance(split, dict) or not all(isinstance(split.get(name, []), list) for name in SPLITS):
+        return False
+    indices = [i for name in SPLITS for i in split.get(name, ())]
+    return all(type(i) is int for i in indices) and sorted(indices) == list(range(count))
+
+
+def _drawn(count: int, config: DataConfig) -> dict[str, list[int]]:
     order = list(range(count))
     random.Random(config.seed).shuffle(order)
-    val, test = round(count * config.val_fraction), round(count * config.test_fraction)
-    split = {"train": sorted(order[val + test :]), "val": sorted(order[:val]), "test": sorted(order[val : val + test])}
-    write_split(folder, split)
-    return split
+    fractions = config.val_fraction, config.test_fraction
+    val, test = (max(round(count * fraction), fraction > 0 and count > 2) for fraction in fractions)  # of a few, one
+    return {"train": sorted(order[val + test :]), "val": sorted(order[:val]), "test": sorted(order[val : val + test])}
 
 
 def write_split(folder: str | Path, indices: Mapping[str, Sequence[int]]) -> None:

@@ -1,7 +1,11 @@
 """A user's mistake ends in one line."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+
+NAMED = 10  # of many problems, those that a message names
 
 
 @contextmanager
@@ -14,3 +18,15 @@ def command_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit("error: " + " ".join(str(error).split())) from None
+
+
+@cache
+def say_once(text: str) -> None:
+    """Tell the user, on stderr, what happened and went on; the same sentence once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def listed(problems: Sequence[str], more: str = "") -> str:
+    """The first ten problems and how many more there are, as part of one sentence."""
+    rest = f"; and {len(problems) - NAMED} more{more}" if len(problems) > NAMED else ""
+    return "; ".join(problems[:NAMED]) + rest

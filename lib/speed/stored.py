@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,11 +29,9 @@ from lib.anchors import pyramid_grids
 from lib.config import Config
 from lib.data.batches import Examples, collate, flip_targets
 from lib.data.reader import FILES, CourseDataset
-from lib.machine.folders import DRIVE
+from lib.machine.folders import DRIVE, LEFT_FREE, LOCAL
 from lib.preprocess import FRAME, preprocess_images, preprocess_targets
 
-LOCAL = Path(tempfile.gettempdir()) / "maskrcnn"
-LEFT_FREE = 2**30  # bytes of the disk that stay free
 _BATCH = 16  # images computed at once
 
 

@@ -53,7 +53,7 @@ def train_stage(
         print(f"{name}: already trained, {stage_path(weights, name)} is kept")
         return read_history(weights, name)
     train = CourseDataset(data, "train", config.data, with_masks=name in _NEEDS_MASKS)
-    val = CourseDataset(val_data or data, "val", config.data)
+    val = CourseDataset(val_data or data, "val", config.data, may_be_empty=True)
     run = Run(name, config, train, val, weights, lambda: starting_model(name, config, weights))
     history = run.train(restart)
     run.finish()
