@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lib.config import STAGES
-from lib.data.batches import collate, flip_horizontally, prepare
+from lib.data.batches import collate, flip_horizontally, loader, prepare
 from lib.data.reader import FILES, CourseDataset
 from lib.data.scenes import write_scenes
 from lib.speed import stored
 from lib.speed.stored import features_folder, features_key, stored_features, stored_maps
 from lib.training.checkpoint import stage_path
-from lib.training.loop import loader, train_stage
+from lib.training.loop import train_stage
 from lib.training.stages import STAGE_CLASSES, Learner
 
 COMPUTED = "go through the frozen backbone once"

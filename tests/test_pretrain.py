@@ -19,7 +19,7 @@ from lib.config import PRETRAINING_SEEDS, Config, load_config
 from lib.data.scenes import scene, write_scenes
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
-from lib.training.loop import Run
+from lib.training.run import Run
 from lib.training.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
 
 TINY = (

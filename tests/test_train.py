@@ -20,7 +20,8 @@ from lib.scores.evaluate import evaluate_model
 from lib.training import loop
 from lib.training.checkpoint import load_model, read_metadata, stage_path
 from lib.training.history import read_history, write_history
-from lib.training.loop import train_stage, warmup_cosine
+from lib.training.loop import train_stage
+from lib.training.schedule import warmup_cosine
 
 LOSSES = {
     "rpn": ["rpn_objectness", "rpn_box"],

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def command_errors() -> Iterator[None]:
-    """Turn a ValueError or OSError (a user's mistake) into one line on stderr and exit status 1.
+    """Turn a ValueError or OSError (a user's mistake), or an interruption, into one line on stderr and exit status 1.
 
     A context manager, and a decorator of a command's `main`: `@command_errors()`.
     """
@@ -14,3 +14,5 @@ def command_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit("error: " + " ".join(str(error).split())) from None
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"stopped: {stop or 'nothing half-written is left'}") from None

@@ -25,7 +25,7 @@ from lib.machine.files import written_whole
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
 from lib.training.checkpoint import read_metadata
-from lib.training.loop import Run
+from lib.training.run import Run
 
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
 SETTLING = 800  # scenes of the last but one, for the BatchNorms' final statistics
