@@ -19,8 +19,8 @@ from lib.config import PRETRAINING_SEEDS, Config, load_config
 from lib.data.scenes import scene, write_scenes
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
-from lib.training.run import Run
 from lib.training.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
+from lib.training.run import Run
 
 TINY = (
     "image.height=96 image.width=126 anchors.scales=(8,16,32,64,96) roi_align.canonical_size=56 rpn.batch_samples=64 "
