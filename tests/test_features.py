@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import TinyBackbone
+from conftest import tiny_backbone
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -231,7 +231,7 @@ def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_pa
 @pytest.fixture
 def short(config, monkeypatch):
     """One epoch a stage on the tiny backbone, from stored maps."""
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
+    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
     limits = {"rpn.test.post_nms": 20, "boxhead.test.post_nms": 5, "training.store_features": True}
     return config.replace(**{f"{stage}.epochs": 1 for stage in STAGES}, **limits)
 

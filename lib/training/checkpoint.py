@@ -190,7 +190,9 @@ def built_on(weights: str | Path, stage: str, config: Config) -> str:
     """The fingerprint of the stage before, as its file is now; for the first stage, of the backbone's file if any."""
     before = previous_stage(stage)
     file = stage_path(weights, before) if before else config.backbone.file
-    return fingerprint(file) if file and file.is_file() else ""
+    if not file or not file.is_file():
+        return ""
+    return read_metadata(file).get("checksum", "")[:16] if before else fingerprint(file)
 
 
 def backbone_origin(config: Config) -> str:

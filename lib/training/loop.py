@@ -53,7 +53,7 @@ def train_stage(
         processes.wait_for_everyone()
         differs = None if restart else standing(weights, name, config, checkpoint.data_fingerprint(train, val))
         if differs:
-            what = f"{name}: {stage_path(weights, name)} was trained with another {', '.join(differs)}"
+            what = f"{name}: {stage_path(weights, name)} differs from what is asked in {', '.join(differs)}"
             raise ValueError(f"{what}: train it anew with --restart (the old file is kept), or in another --weights")
         if differs is None:
             _train(name, config, train, val, weights, restart, go_on)
@@ -80,7 +80,9 @@ def train_until(name: str, config: Config, data: str | Path, weights: str | Path
             differs = differences(read_json(half_done), weights, stage, config, data_id)
         if differs:
             own = weights.with_name(f"{weights.name}-{hashlib.sha256(repr(differs).encode()).hexdigest()[:8]}")
-            print(f"{stage} in {weights} has another {', '.join(differs)}: it stays, and this one is trained in {own}")
+            print(
+                f"{stage} in {weights} differs from what is asked in {', '.join(differs)}: it stays, this is trained in {own}"
+            )
             _copy_stages(weights, own, STAGES[: STAGES.index(stage)])
             return train_until(name, config, data, own)
         if stage != name and differs is None:
@@ -147,7 +149,7 @@ def _said(name: str, config: Config, processes: PartialState) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         size = f"{name}.batch_size={getattr(config, name).batch_size} at {config.image.height} x {config.image.width}"
         advice = f"lower {name}.batch_size and go on with --go-on, or lower image.height and image.width"
-        raise ValueError(f"{name}: out of memory with {size} ({str(error).splitlines()[0]}): {advice}") from None
+        raise ValueError(f"{name}: out of memory with {size} ({str(error).partition(chr(10))[0]}): {advice}") from None
     except RuntimeError as error:
         if processes.num_processes == 1 or not any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
             raise

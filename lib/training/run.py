@@ -36,7 +36,8 @@ from lib.training.state import newest_state, restore, save_state
 
 WEIGHT_DECAY = 1e-4  # AdamW
 CLIP_NORM = 10.0  # of the gradient
-SAVE_SECONDS = 60.0  # at most between two states; longer where writing one takes more than a twentieth of that
+SAVE_SECONDS = 60.0  # between two states, or longer:
+SAVE_SHARE = 0.05  # of the time is spent on writing them, at most
 
 
 class Run:
@@ -76,6 +77,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(learning, self.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.learner, self.wrapped = self.accelerator.prepare(learner, self.optimizer)
         self.history: list[dict] = []
+        self.due = time.monotonic() + SAVE_SECONDS
         self.place: dict[str, Any] = {"step": 0, "sums": {}, "seconds": 0.0, "saves": 0}
         images = f"{self.epochs} epochs of {len(train)} images in batches of {self.batch_size}"
         size = f"{self.epochs * self.steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
@@ -199,7 +201,7 @@ class Run:
             record = {**self.place, "history": self.history, "processes": processes, "config": self.config.to_json()}
             record |= {"data": self.data, "built_on": self.base, "scaler": scaler.state_dict() if scaler else None}
             save_state(self.folder, parameters, self.optimizer, record)
-        self.due = time.monotonic() + max(SAVE_SECONDS, 20 * (time.monotonic() - started))
+        self.due = time.monotonic() + max(SAVE_SECONDS, (time.monotonic() - started) / SAVE_SHARE)
 
     def resume(self, go_on: bool = False) -> bool:
         """Take up a stopped training of this stage, if there is one; ValueError where it is another, unless `go_on`."""
@@ -210,7 +212,7 @@ class Run:
         tensors, record = found
         differs = checkpoint.differences(record, self.weights, self.name, self.config, self.data)
         if differs and not go_on:
-            what = f"{self.name}: the training that stopped in {self.folder} has another {', '.join(differs)}"
+            what = f"{self.name}: the training that stopped in {self.folder} differs from what is asked in {', '.join(differs)}"
             ways = "going on with what is asked takes --go-on, beginning anew --restart, keeping both another --weights"
             raise ValueError(f"{what}: {ways}; nothing is changed as yet")
         try:
@@ -227,7 +229,10 @@ class Run:
             sums = {name: total / record["step"] * step for name, total in record["sums"].items()}
             self.place |= {"step": step, "sums": sums}
         self._write_history()
-        where = f"epoch {len(self.history)} and step {self.place['step']} of {self.steps} of the next"
+        step, epoch = self.place["step"], len(self.history)
+        where = (
+            f"step {step} of {self.steps} of epoch {epoch + 1}" if step % self.steps else f"epoch {epoch + (step > 0)}"
+        )
         self.accelerator.print(f"{self.name}: going on after {where}")
         if record["processes"] != (now := self.accelerator.num_processes):
             same = "steps, images and learning rate stay, what is drawn in a step is another"
