@@ -1,5 +1,6 @@
 """Shared by all tests: one thread (the tests are small), a screenless matplotlib, a few scenes, a tiny system."""
 
+import gc
 import os
 import sys
 import traceback
@@ -106,6 +107,7 @@ def forked(work, *arguments, said: Path, environment: dict[str, str] | None = No
     try:
         sys.stdout = sys.stderr = open(said, "a", buffering=1)
         os.environ |= environment or {}
+        gc.freeze()  # what others left behind need not be looked through
         AcceleratorState._reset_state(reset_partial_state=True)
         work(*arguments, **options)
         status = 0

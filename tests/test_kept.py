@@ -148,7 +148,7 @@ def test_a_stopped_training_under_other_numbers(scenes, short, tmp_path, monkeyp
     smaller = short.replace(**{"rpn.batch_size": 1})
     stop_at(2, monkeypatch, "rpn", short, scenes, tmp_path / "w")
     differs = r"rpn.batch_size \(2 there, 1 asked\)"
-    with pytest.raises(ValueError, match=f"stopped in .*rpn.resume differs .* in {differs}: .*--go-on.*--restart"):
+    with pytest.raises(ValueError, match=f"what stopped in .*rpn.resume differs .* in {differs}: .*--go-on.*--restart"):
         train_stage("rpn", smaller, scenes, tmp_path / "w")
     own = train_until("rpn", smaller, scenes, tmp_path / "w")
     assert own != tmp_path / "w" and (tmp_path / "w" / "rpn.resume").exists()

@@ -80,9 +80,8 @@ def train_until(name: str, config: Config, data: str | Path, weights: str | Path
             differs = differences(read_json(half_done), weights, stage, config, data_id)
         if differs:
             own = weights.with_name(f"{weights.name}-{hashlib.sha256(repr(differs).encode()).hexdigest()[:8]}")
-            print(
-                f"{stage} in {weights} differs from what is asked in {', '.join(differs)}: it stays, this is trained in {own}"
-            )
+            what = f"{stage} in {weights} differs from what is asked in {', '.join(differs)}"
+            print(f"{what}: it stays, and this one is trained in {own}")
             _copy_stages(weights, own, STAGES[: STAGES.index(stage)])
             return train_until(name, config, data, own)
         if stage != name and differs is None:

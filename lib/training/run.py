@@ -1,10 +1,10 @@
-"""One loop for every stage: its steps, its epochs, and what a stopped training goes on from.
+"""One loop for every stage.
 
-While a stage trains, `<stage>.resume/` holds what a stopped one goes on from, and `<stage>_history.csv` a row for each
-epoch: the mean losses on the train and val split, learning rate and seconds. Then it writes `<stage>.safetensors`. All
-that a step draws at random follows from seed, epoch and step, so that a training that is stopped and gone on with gives
-the same weights. Devices, precision and processes are accelerate's: `torchrun --nproc_per_node 4 -m lib train rpn` runs
-the same steps on four GPUs, each with its share of a step's images and samples.
+While it trains, `<stage>.resume/` holds what a stopped training goes on from and `<stage>_history.csv` a row an epoch:
+mean losses on the train and val split, learning rate and seconds. Then it writes `<stage>.safetensors`. All that a step
+draws at random follows from seed, epoch and step, so that stopped and gone on with it gives the same weights. Devices,
+precision and processes are accelerate's: `torchrun --nproc_per_node 4 -m lib train rpn` runs the same steps on four
+GPUs, each with its share of a step's images and samples.
 """
 
 import math
@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from lib.boxes import Named
-from lib.config import Config, Schedule
+from lib.config import Config
 from lib.data.batches import flip_horizontally, loader, prepare
 from lib.machine.device import precision, seed_everything
 from lib.machine.signals import signals_noted
@@ -50,7 +50,7 @@ class Run:
         self.name, self.config, self.weights, self.val_data = name, config, weights, val
         self.folder, self.data = weights / f"{name}.resume", checkpoint.data_fingerprint(train, val)
         self.base = checkpoint.built_on(weights, name, config)
-        schedule: Schedule = getattr(config, name)
+        schedule = getattr(config, name)
         self.epochs, self.batch_size, self.lr = schedule.epochs, schedule.batch_size, schedule.lr
         self.accelerator = Accelerator(mixed_precision=precision(config.training.mixed_precision))
         device, processes = self.accelerator.device, self.accelerator.num_processes
@@ -76,15 +76,14 @@ class Run:
         learning = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, self.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.learner, self.wrapped = self.accelerator.prepare(learner, self.optimizer)
-        self.history: list[dict] = []
-        self.due = time.monotonic() + SAVE_SECONDS
+        self.history, self.due = list[dict](), time.monotonic() + SAVE_SECONDS
         self.place: dict[str, Any] = {"step": 0, "sums": {}, "seconds": 0.0, "saves": 0}
         images = f"{self.epochs} epochs of {len(train)} images in batches of {self.batch_size}"
         size = f"{self.epochs * self.steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
         self.accelerator.print(f"{name}: {images} on {processes} x {device.type}: {size}")
 
     def train(self, restart: bool = False, go_on: bool = False) -> list[dict]:
-        """All epochs to come, with `restart` all -> the whole history; `go_on` does so even where numbers have changed."""
+        """All epochs to come, with `restart` all -> the whole history; `go_on`: even where numbers have changed."""
         if restart or not self.resume(go_on):
             self.save()  # before the first step: whether there is room, too
         while len(self.history) < self.epochs:
@@ -212,9 +211,9 @@ class Run:
         tensors, record = found
         differs = checkpoint.differences(record, self.weights, self.name, self.config, self.data)
         if differs and not go_on:
-            what = f"{self.name}: the training that stopped in {self.folder} differs from what is asked in {', '.join(differs)}"
+            what = f"{self.name}: what stopped in {self.folder} differs from what is asked in {', '.join(differs)}"
             ways = "going on with what is asked takes --go-on, beginning anew --restart, keeping both another --weights"
-            raise ValueError(f"{what}: {ways}; nothing is changed as yet")
+            raise ValueError(f"{what}: {ways}")
         try:
             restore(tensors, self.model, self.optimizer)
         except (RuntimeError, ValueError) as error:
@@ -224,16 +223,13 @@ class Run:
             self.accelerator.scaler.load_state_dict(record["scaler"])
         self.history, size = record["history"], getattr(Config.from_json(record["config"]), self.name).batch_size
         self.place = {key: record[key] for key in self.place}
-        if size != self.batch_size:  # as many images as were seen
-            step = min(self.steps, record["step"] * size // self.batch_size)
+        step, epoch = min(self.steps, record["step"] * size // self.batch_size), len(self.history)
+        if step != record["step"]:  # as many images as were seen
             sums = {name: total / record["step"] * step for name, total in record["sums"].items()}
             self.place |= {"step": step, "sums": sums}
         self._write_history()
-        step, epoch = self.place["step"], len(self.history)
-        where = (
-            f"step {step} of {self.steps} of epoch {epoch + 1}" if step % self.steps else f"epoch {epoch + (step > 0)}"
-        )
-        self.accelerator.print(f"{self.name}: going on after {where}")
+        where = f"step {step} of {self.steps} of epoch" if step % self.steps else "epoch"
+        self.accelerator.print(f"{self.name}: going on after {where} {epoch + math.ceil(step / self.steps)}")
         if record["processes"] != (now := self.accelerator.num_processes):
             same = "steps, images and learning rate stay, what is drawn in a step is another"
             self.accelerator.print(f"{self.name}: {record['processes']} process(es) began this, {now} go on: {same}")
