@@ -72,11 +72,11 @@ def test_a_run_ends_with_a_file_that_says_what_made_it(tmp_path, capsys):
     assert json.loads(record["seeds"]) == [PRETRAINING_SEEDS[0]] and record["images_seen"] == "8"  # whole batches
     assert {"box", "mask", "rpn"} <= json.loads(record["scores"]).keys() and "torch" in record["machine"]
     assert datetime.date.fromisoformat(record["date"])
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["backbone.safetensors", "joint_history.csv"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".lock", "backbone.safetensors", "joint_history.csv"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped"):
         stop_after_an_epoch(patch)
         run(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "backbone.safetensors").exists()
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys
 def test_a_continued_run_sees_the_next_seeds_scenes(tmp_path, monkeypatch, capsys):
     """From the earlier run's backbone, and neither from its checkpoints nor from those of one that was stopped."""
     first = run(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped"):
         stop_after_an_epoch(patch)
         run(tmp_path, "never.safetensors")
     started = []

@@ -15,4 +15,4 @@ def command_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         raise SystemExit("error: " + " ".join(str(error).split())) from None
     except KeyboardInterrupt as stop:
-        raise SystemExit(f"stopped: {stop or 'nothing half-written is left'}") from None
+        raise SystemExit(f"stopped: {stop}".rstrip(": ")) from None

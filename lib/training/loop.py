@@ -112,7 +112,6 @@ def _train(
     run = Run(name, config, train, val, weights, lambda: starting_model(name, config, weights))
     if restart and PartialState().is_main_process:
         checkpoint.keep_aside(weights, name)
-        shutil.rmtree(run.folder, ignore_errors=True)
     run.train(restart, go_on)
     run.finish()
 

@@ -28,9 +28,9 @@ def save_state(folder: Path, model: Mapping[str, Tensor], optimizer: torch.optim
         for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    path = _slot(folder, record["saves"])
-    path.unlink(missing_ok=True)  # the other one is younger
-    save_tensors({**model, **averages}, path, {"record": json.dumps(record)})
+    for saves in (record["saves"], *[0] * (record["saves"] == 1)):  # the first state of a training replaces all there
+        _slot(folder, saves).unlink(missing_ok=True)  # else the other one is younger
+    save_tensors({**model, **averages}, _slot(folder, record["saves"]), {"record": json.dumps(record)})
     write_json(record, folder / "stage.json")
 
 
