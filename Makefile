@@ -23,11 +23,12 @@ lint: $(VENV)/.installed-dev  ## ruff's rules and format, mypy
 	$(BIN)/mypy
 
 # Rounding differs from one processor to the next, and a training carries it on: a limit must hold for all.
-soak: $(VENV)/.installed-dev  ## the tests that train, from five seeds, with three sets of the processor's instructions
+soak: $(VENV)/.installed-dev  ## the tests that train, from five seeds, with three sets of instructions; 200 kills
 	for kind in default avx2 ""; do \
 		env $${kind:+ATEN_CPU_CAPABILITY=$$kind} $(BIN)/python -m pytest -m trains --training-seeds 5 || exit 1; \
 	done
 	MASKRCNN_DAMAGES=2000 $(BIN)/python -m pytest tests/test_damage.py
+	$(BIN)/python -m pytest tests/test_interrupted.py --kills 200
 
 # A notebook's code is formatted in the .ipynb (see pyproject.toml): the later half of each pair goes there and back.
 format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pairs into step

@@ -52,7 +52,9 @@ from lib.scores.coco_ap import average_precision, coco_evaluation, ground_truth,
 from lib.scores.evaluate import collect_results
 from lib.scores.results import box_results, code_results, encode_masks
 from lib.training.checkpoint import load_model
-from lib.training.loop import CLIP_NORM, WEIGHT_DECAY, train_stage, warmup_cosine
+from lib.training.loop import train_stage
+from lib.training.run import CLIP_NORM, WEIGHT_DECAY
+from lib.training.schedule import warmup_cosine
 from lib.training.stages import backbone_parts
 
 MANY_OBJECTS = (  # of the joint stage on photographs

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from lib.data.batches import prepare
+from lib.data.batches import loader, prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import precision, seed_everything
 from lib.machine.errors import command_errors
@@ -25,7 +25,8 @@ from lib.machine.folders import paths
 from lib.rpn import RPNHead, draw_anchors, rpn_loss
 from lib.scores.evaluate import evaluate_model
 from lib.training.checkpoint import last_trained, load_model
-from lib.training.loop import WEIGHT_DECAY, loader, warmup_cosine
+from lib.training.run import WEIGHT_DECAY
+from lib.training.schedule import warmup_cosine
 from lib.training.stages import Learner, RPNStage
 
 EPOCHS, IMAGES = 6, 240

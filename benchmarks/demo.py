@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.timing import machine
 from lib.anchors import LEVELS
 from lib.config import STAGES, Config, load_config
-from lib.data.batches import prepare
+from lib.data.batches import loader, prepare
 from lib.data.reader import FILES, CourseDataset
 from lib.data.scenes import write_scenes
 from lib.data.sources import ensure_data
@@ -38,7 +38,7 @@ from lib.rpn import rpn_targets
 from lib.scores.coco_ap import coco_evaluation, ground_truth
 from lib.scores.evaluate import collect_results, evaluate_model
 from lib.training.checkpoint import fingerprint, load_model
-from lib.training.loop import loader, train_stage
+from lib.training.loop import train_stage
 
 SCORED_SCENES = 1000
 SCORED, CHOSEN_ON = 1001, 1000  # seeds of the scenes that figures are read on, and of those that recipes are chosen by

@@ -1,11 +1,16 @@
 """Shared by all tests: one thread (the tests are small), a screenless matplotlib, a few scenes, a tiny system."""
 
+import gc
+import os
+import sys
+import traceback
 from collections import OrderedDict
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from lib.config import STAGES, Config, load_config
@@ -18,6 +23,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--training-seeds", type=int, default=1, help="run each test that trains from so many seeds")
+    parser.addoption("--kills", type=int, default=20, help="kill a training at so many moments")
 
 
 def pytest_generate_tests(metafunc):
@@ -69,6 +75,13 @@ class TinyBackbone(nn.Module):
         return maps
 
 
+def tiny_backbone(config=None) -> TinyBackbone:
+    """The same one each time, in place of `build_backbone`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TinyBackbone()
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     """The demo system, smaller still: 96 x 126 images inside 96 x 128."""
@@ -84,6 +97,29 @@ def config() -> Config:
     training |= {f"{stage}.batch_size": 2 for stage in STAGES}
     fractions = {"data.val_fraction": 0.25, "data.test_fraction": 0.25}
     return load_config("demo").replace(**sizes, **samples, **widths, **training, **fractions)
+
+
+def forked(work, *arguments, said: Path, environment: dict[str, str] | None = None, **options) -> int:
+    """Start `work` in a forked process, which pays for no imports -> its number; what it prints is added to `said`."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        sys.stdout = sys.stderr = open(said, "a", buffering=1)
+        os.environ |= environment or {}
+        gc.freeze()  # what others left behind need not be looked through
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work(*arguments, **options)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """Wait for a process -> its exit status, or the signal that killed it as a negative number."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture

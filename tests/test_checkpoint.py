@@ -1,20 +1,28 @@
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lib.config import STAGES, Config
+from lib.data.reader import FILES, CourseDataset
+from lib.data.scenes import write_scenes
+from lib.machine.tensors import load_tensors, save_tensors
 from lib.maskrcnn import MaskRCNN
 from lib.training.checkpoint import (
+    EARLIER,
+    data_fingerprint,
     fingerprint,
-    is_current,
+    keep_aside,
     last_trained,
     load_model,
     load_parts,
     read_metadata,
     save_stage,
     stage_path,
+    standing,
 )
 
 
@@ -71,7 +79,8 @@ def test_round_trip(tmp_path, tiny_model, backbone):
 def test_metadata_and_what_a_file_holds(weights, config):
     metadata = read_metadata(stage_path(weights, "boxhead"))
     assert Config.from_json(metadata["config"]) == config and json.loads(metadata["scores"]) == {"images": 1}
-    assert metadata["stage"] == "boxhead" and len(metadata["built_on"]) == 16
+    assert metadata["stage"] == "boxhead"
+    assert metadata["built_on"] == read_metadata(stage_path(weights, "rpn"))["checksum"][:16]
     assert read_metadata(stage_path(weights, "rpn"))["built_on"] == ""
     assert not list(weights.glob("*.partial"))
 
@@ -87,7 +96,7 @@ def test_the_backbone_is_stored_where_it_learnt(tmp_path, tiny_model):
 def test_numbers_of_testing_are_the_callers_where_given(weights, config, backbone):
     """A kept stage is loaded with the numbers that the user has set since."""
     changed = config.replace(**{"rpn.test.post_nms": 7})
-    assert is_current(weights, "rpn", changed)
+    assert standing(weights, "rpn", changed, "") == []
     assert load_model(weights, "rpn", changed, backbone()).config.rpn.test.post_nms == 7
     assert load_model(weights, "rpn", backbone=backbone()).config == config
 
@@ -95,7 +104,8 @@ def test_numbers_of_testing_are_the_callers_where_given(weights, config, backbon
 def test_a_file_of_an_earlier_version_is_no_traceback(weights, config):
     path = stage_path(weights, "rpn")
     save_file({"x": torch.zeros(1)}, path, {"config": '{"rpn_epochs": 8}', "built_on": ""})
-    assert not is_current(weights, "rpn", config)
+    with pytest.raises(ValueError, match="rpn.safetensors.*checksum.*--restart"):
+        standing(weights, "rpn", config, "")
     with pytest.raises(ValueError, match="rpn.safetensors: .*another version of this project.*train it again"):
         load_model(weights)
 
@@ -150,28 +160,114 @@ def test_parts_that_do_not_fit(weights, config, backbone, tiny_model):
 
 
 @pytest.mark.parametrize(
-    "changes, current",
+    "changes, differs",
     [
-        ({}, True),
-        ({"joint.lr": 0.5, "maskhead.epochs": 99}, True),  # other stages' schedules
-        ({"joint.training.seed": 7}, True),
-        ({"maskhead.hidden": 8}, True),  # a later part
-        ({"boxhead.epochs": 99}, False),
-        ({"boxhead.hidden": 8}, False),
+        ({}, []),
+        ({"joint.lr": 0.5, "maskhead.epochs": 99}, []),  # other stages' schedules
+        ({"joint.training.seed": 7, "boxhead.test.nms_iou": 0.1}, []),
+        ({"maskhead.hidden": 8}, []),  # a later part
+        ({"boxhead.epochs": 99}, ["boxhead.epochs (8 there, 99 asked)"]),
+        (
+            {"boxhead.hidden": 8, "rpn.lr": 0.5},
+            ["rpn.lr (0.006 there, 0.5 asked)", "boxhead.hidden (32 there, 8 asked)"],
+        ),
+        ({"classes": ("cat",)}, ["classes (('vehicle', 'person', 'animal') there, ('cat',) asked)"]),
     ],
 )
-def test_a_finished_stage_is_current_with_its_config(weights, config, changes, current):
-    assert is_current(weights, "boxhead", config.replace(**changes)) == current
+def test_what_a_finished_stage_differs_in(weights, config, changes, differs):
+    assert standing(weights, "boxhead", config.replace(**changes), "") == differs
 
 
-def test_a_stage_on_another_base_is_not_current(weights, config, tiny_model):
+def test_a_stage_on_another_base_differs_in_that(weights, config, tiny_model):
     save_stage(tiny_model(), weights, "rpn", {})
-    assert is_current(weights, "rpn", config) and not is_current(weights, "boxhead", config)
+    assert standing(weights, "rpn", config, "") == []
+    assert standing(weights, "boxhead", config, "") == ["the rpn that it was trained on top of"]
 
 
-def test_the_joint_stage_is_current_under_its_own_numbers(weights, config, tiny_model):
+def test_a_stage_of_other_data_differs_in_that(weights, config, tiny_model):
+    save_stage(tiny_model(), weights, "rpn", {}, data="0123")
+    assert standing(weights, "rpn", config, "0123") == []
+    assert standing(weights, "rpn", config, "4567") == ["the data set or its split"]
+
+
+def test_the_data_sets_fingerprint_is_of_their_content(tmp_path):
+    """The same scenes twice are the same; another split, another label, box or file size are not."""
+    write_scenes(tmp_path / "a", 6, seed=1)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "split.json").unlink(missing_ok=True)
+    first, second = (CourseDataset(tmp_path / name) for name in "ab")
+    same = data_fingerprint(first)
+    assert data_fingerprint(second) == same
+    second.indices = second.indices[:-1]
+    prints = [same, data_fingerprint(second), data_fingerprint(first, first)]
+    second = CourseDataset(tmp_path / "b")
+    second.labels[0][0] = 1 + second.labels[0][0] % 3
+    prints.append(data_fingerprint(second))
+    second = CourseDataset(tmp_path / "b")
+    second.boxes[-1][0, 0] += 1
+    prints.append(data_fingerprint(second))
+    with open(tmp_path / "b" / FILES["images"], "ab") as file:
+        file.write(b"more")
+    prints.append(data_fingerprint(CourseDataset(tmp_path / "b")))
+    assert len(set(prints)) == len(prints)
+
+
+def test_the_joint_stage_differs_in_its_own_numbers(weights, config, tiny_model):
     model = tiny_model()
     model.config = config.of_stage("joint")
     save_stage(model, weights, "joint", {})
-    assert is_current(weights, "joint", config)
-    assert not is_current(weights, "joint", config.replace(**{"joint.rpn.box_weight": 7}))
+    assert standing(weights, "joint", config, "") == []
+    changed = config.replace(**{"joint.rpn.box_weight": 7.0})
+    assert standing(weights, "joint", changed, "") == ["rpn.box_weight (1.0 there, 7.0 asked)"]
+
+
+def test_weights_of_other_classes_are_refused_by_name(weights, config, backbone):
+    names = "vehicle, person, animal"
+    with pytest.raises(ValueError, match=f"was trained for the classes {names}, not for cat, dog, bird"):
+        load_model(weights, config=config.replace(classes=("cat", "dog", "bird")), backbone=backbone())
+
+
+def rewritten(path, change) -> None:
+    """The file with other tensors and a sound checksum."""
+    tensors, metadata = load_tensors(path)
+    change(tensors)
+    metadata.pop("checksum", None)
+    save_tensors(tensors, path, metadata)
+
+
+def test_weights_that_lack_a_part_are_refused_by_name(weights, backbone):
+    rewritten(stage_path(weights, "joint"), lambda tensors: tensors.pop("box_head.classifier.weight"))
+    with pytest.raises(ValueError, match="joint.safetensors lacks box_head.classifier.weight"):
+        load_model(weights, backbone=backbone())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_with_a_number_that_is_none_are_refused_by_name(weights, backbone, value):
+    rewritten(stage_path(weights, "joint"), lambda tensors: tensors["box_head.classifier.bias"].fill_(value))
+    with pytest.raises(ValueError, match="joint.safetensors is of no use: box_head.classifier.bias holds NaN or inf"):
+        load_model(weights, backbone=backbone())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_mutation_of_a_stages_file_loads_changed(weights, backbone, stage):
+    """Bits turned and bytes cut off anywhere, in the header and in the numbers: refused by name."""
+    path, rng = stage_path(weights, stage), np.random.default_rng(STAGES.index(stage))
+    sound, whole = path.read_bytes(), load_model(weights, stage, backbone=backbone()).state_dict()
+    for _ in range(25):
+        place, damaged = int(rng.integers(len(sound))), bytearray(sound)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged if rng.random() < 0.7 else sound[:place])
+        try:
+            loaded = load_model(weights, stage, backbone=backbone()).state_dict()
+        except ValueError as error:
+            assert path.name in str(error) or "trained on top of another" in str(error)
+        else:
+            assert all(torch.equal(value, loaded[name]) for name, value in whole.items())
+
+
+def test_what_was_trained_before_is_kept_aside(weights):
+    content = stage_path(weights, "rpn").read_bytes()
+    kept = weights / EARLIER / f"rpn.{fingerprint(stage_path(weights, 'rpn'))}.safetensors"
+    keep_aside(weights, "rpn")
+    keep_aside(weights, "rpn")  # nothing is there any more
+    assert kept.read_bytes() == content and not stage_path(weights, "rpn").exists()

@@ -1,24 +1,29 @@
 """The frozen backbone's stored maps: they are its own, they fit what they depend on, and they do not stay."""
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import TinyBackbone
+from conftest import tiny_backbone
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lib.config import STAGES
-from lib.data.batches import collate, flip_horizontally, prepare
+from lib.data.batches import collate, flip_horizontally, loader, prepare
 from lib.data.reader import FILES, CourseDataset
 from lib.data.scenes import write_scenes
+from lib.machine.folders import root
 from lib.speed import stored
 from lib.speed.stored import features_folder, features_key, stored_features, stored_maps
 from lib.training.checkpoint import stage_path
-from lib.training.loop import loader, train_stage
+from lib.training.loop import train_stage
 from lib.training.stages import STAGE_CLASSES, Learner
 
 COMPUTED = "go through the frozen backbone once"
@@ -81,10 +86,11 @@ def test_stored_maps_are_the_backbones_own(store, model, data, config, split, mi
 
 
 def test_mirrored_at_random(store, data):
-    """Half of the draws are the mirrored entry, box and map together."""
+    """Half of the epochs give the mirrored entry, box and map together; an epoch always gives the same."""
     stored = store(**{"training.flip_probability": 0.5})["train"]
-    torch.manual_seed(0)
-    draws = [stored[0] for _ in range(60)]
+    draws = [(stored.set_epoch(epoch), stored[0])[1] for epoch in range(60)]
+    stored.set_epoch(0)
+    assert torch.equal(stored[0][0], draws[0][0])
     boxes = [target["boxes"] for _, target in draws]
     alike = [torch.equal(box, boxes[0]) for box in boxes]
     assert 15 < sum(alike) < 45
@@ -133,6 +139,13 @@ def test_the_key_is_all_that_the_maps_depend_on(model, config, tmp_path):
     assert len(set(keys)) == len(keys)
 
 
+def overwrite(path: Path) -> None:
+    """One byte in the middle, as a bad disk would."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
 def cut(path: Path) -> None:
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size // 2)
@@ -145,13 +158,17 @@ def cut(path: Path) -> None:
         lambda folder: (folder / "val").unlink(),
         lambda folder: (folder / "key").unlink(),
         lambda folder: (folder / "key").write_text("another"),
+        lambda folder: (folder / "key").write_bytes(b"\xff\xfe"),
+        lambda folder: overwrite(folder / "val"),
+        lambda folder: overwrite(folder / "train.sums"),
     ],
-    ids=["cut off", "lost", "key lost", "another key"],
+    ids=["cut off", "lost", "key lost", "another key", "no key", "overwritten", "overwritten sums"],
 )
 def test_what_is_lost_or_cut_off_is_computed_again(store, tmp_path, capsys, damage):
     store()
     contents = {path.name: path.read_bytes() for path in features_folder(tmp_path).iterdir()}
-    assert capsys.readouterr().out.count(COMPUTED) == 1 and contents.keys() == {"train", "val", "key"}
+    assert capsys.readouterr().out.count(COMPUTED) == 1
+    assert contents.keys() == {"train", "val", "train.sums", "val.sums", "key"}
     store()
     assert COMPUTED not in capsys.readouterr().out
     damage(features_folder(tmp_path))
@@ -160,13 +177,38 @@ def test_what_is_lost_or_cut_off_is_computed_again(store, tmp_path, capsys, dama
     assert {path.name: path.read_bytes() for path in features_folder(tmp_path).iterdir()} == contents
 
 
+def test_an_image_is_computed_the_same_way_whatever_is_computed_with_it(store, data, tmp_path, monkeypatch):
+    """Alone, and among twelve with a remainder, as several processes or a resumed training would have it."""
+    monkeypatch.setattr(stored, "_BATCH", 5)
+    together = store()["train"].entries.copy()
+    order = data["train"].indices
+    for place in (0, 5):
+        data["train"].indices = order[place : place + 1]
+        alone = store()["train"].entries
+        assert (alone == together[[place, len(order) + place]]).all()
+
+
+def test_two_trainings_do_not_compute_at_once(store, tmp_path, capsys):
+    """The second waits for the lock beside the features; here for a process that is then killed."""
+    holder = (
+        "import sys, time; from pathlib import Path; from lib.machine.files import one_at_a_time as one\n"
+        "with one(Path(sys.argv[1]), 'computes'): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", holder, str(features_folder(tmp_path).parent)]
+    with subprocess.Popen(command, cwd=root(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        threading.Timer(0.3, process.kill).start()
+        store()
+    assert "waiting for its end" in capsys.readouterr().out and process.returncode == -signal.SIGKILL
+
+
 def test_too_little_room_is_said_before_anything_is_written(store, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "LEFT_FREE", 2**60)
     with pytest.raises(
         ValueError, match="maps take 0.0 GB in .*features, and 0.0 GB of the disk.*training.store_features=False"
     ):
         store()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_an_empty_split(model, data, config, tmp_path, accelerator):
@@ -189,7 +231,7 @@ def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_pa
 @pytest.fixture
 def short(config, monkeypatch):
     """One epoch a stage on the tiny backbone, from stored maps."""
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
+    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
     limits = {"rpn.test.post_nms": 20, "boxhead.test.post_nms": 5, "training.store_features": True}
     return config.replace(**{f"{stage}.epochs": 1 for stage in STAGES}, **limits)
 

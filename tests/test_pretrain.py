@@ -19,8 +19,8 @@ from lib.config import PRETRAINING_SEEDS, Config, load_config
 from lib.data.scenes import scene, write_scenes
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
-from lib.training.loop import Run
 from lib.training.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
+from lib.training.run import Run
 
 TINY = (
     "image.height=96 image.width=126 anchors.scales=(8,16,32,64,96) roi_align.canonical_size=56 rpn.batch_samples=64 "
@@ -72,11 +72,15 @@ def test_a_run_ends_with_a_file_that_says_what_made_it(tmp_path, capsys):
     assert json.loads(record["seeds"]) == [PRETRAINING_SEEDS[0]] and record["images_seen"] == "8"  # whole batches
     assert {"box", "mask", "rpn"} <= json.loads(record["scores"]).keys() and "torch" in record["machine"]
     assert datetime.date.fromisoformat(record["date"])
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["backbone.safetensors", "joint_history.csv"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        ".lock",
+        "backbone.safetensors",
+        "joint_history.csv",
+    ]
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped"):
         stop_after_an_epoch(patch)
         run(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "backbone.safetensors").exists()
@@ -89,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys
 def test_a_continued_run_sees_the_next_seeds_scenes(tmp_path, monkeypatch, capsys):
     """From the earlier run's backbone, and neither from its checkpoints nor from those of one that was stopped."""
     first = run(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped"):
         stop_after_an_epoch(patch)
         run(tmp_path, "never.safetensors")
     started = []

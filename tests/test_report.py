@@ -7,7 +7,7 @@ import pytest
 from lib.machine.folders import paths
 from lib.notebook import report
 from lib.notebook.figures import save_figure
-from lib.training.loop import write_history
+from lib.training.history import write_history
 
 ROWS = [
     {"stage": "box_head", "AP > 50 %": 0.12345, "images": 1200, "note": "a|b & c"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import TinyBackbone
+from conftest import tiny_backbone
 from safetensors.torch import load_file
 
 from lib.__main__ import main
@@ -20,7 +20,8 @@ from lib.scores.evaluate import evaluate_model
 from lib.training import loop
 from lib.training.checkpoint import load_model, read_metadata, stage_path
 from lib.training.history import read_history, write_history
-from lib.training.loop import train_stage, warmup_cosine
+from lib.training.loop import train_stage
+from lib.training.schedule import warmup_cosine
 
 LOSSES = {
     "rpn": ["rpn_objectness", "rpn_box"],
@@ -31,10 +32,10 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_backbone():
+def on_the_tiny_backbone():
     """The loop is tested on the tiny backbone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
+        patch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
         yield
 
 
@@ -82,12 +83,8 @@ def test_what_was_trained_loads_and_scores(trained, short):
 
 def test_a_stage_that_trains_in_bf16_is_scored_in_float32(trained, scenes, short, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    train_stage(
-        "maskhead",
-        short.replace(**{"training.mixed_precision": "bf16", "maskhead.epochs": 1}),
-        scenes,
-        tmp_path,
-    )
+    config = short.replace(**{"training.mixed_precision": "bf16", "maskhead.epochs": 1})
+    train_stage("maskhead", config, scenes, tmp_path, restart=True)
     scores = json.loads(read_metadata(stage_path(tmp_path, "maskhead"))["scores"])
     config, val = load_model(tmp_path, "maskhead").config, CourseDataset(scenes, "val", short.data)
     assert config.training.mixed_precision == "bf16" and scores["images"] == len(val) > 0
@@ -122,21 +119,6 @@ def test_going_on_after_an_interruption_gives_the_same_weights(trained, scenes, 
     assert "going on after epoch 1" in capsys.readouterr().out and len(history) == 2
     resumed, whole = (load_file(stage_path(folder, "rpn")) for folder in (tmp_path, trained))
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[k], whole[k]) for k in whole)
-
-
-@pytest.mark.parametrize("change", ["config", "earlier stage"])
-def test_an_interrupted_stage_starts_afresh_after_a_change(scenes, short, tmp_path, monkeypatch, capsys, change):
-    train_stage("rpn", short, scenes, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_after(patch, 1)
-        train_stage("boxhead", short, scenes, tmp_path)
-    config = short.replace(**{"boxhead.lr": 0.1}) if change == "config" else short.replace(**{"rpn.lr": 0.002})
-    if change == "earlier stage":
-        train_stage("rpn", config, scenes, tmp_path)
-    train_stage("boxhead", config, scenes, tmp_path)
-    assert "starting afresh" in capsys.readouterr().out
-    own, model = load_file(stage_path(tmp_path, "rpn")), load_model(tmp_path)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in own.items())
 
 
 def test_schedule_by_hand():

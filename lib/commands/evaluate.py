@@ -5,13 +5,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from lib.config import STAGES
 from lib.data.reader import CourseDataset
 from lib.data.split import SPLIT_FILE
 from lib.machine.device import device, keep_memory
 from lib.machine.files import write_json
 from lib.scores.evaluate import evaluate_model
-from lib.training.checkpoint import backbone_origin, last_trained, load_model
+from lib.training.checkpoint import backbone_origin, check_classes, last_trained, load_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage = args.stage or last_trained(args.weights)
     model = load_model(args.weights, stage).to(device())
     data = CourseDataset(args.data, args.split, model.config.data)
+    check_classes(args.weights, model.config, data.classes)
     if not len(data):
         raise ValueError(f"{args.data / SPLIT_FILE} has no images in its {args.split} split: choose the other split")
     scores = {"split": args.split, "backbone": backbone_origin(model.config), **evaluate_model(model, data, stage)}
-    write_json(scores, args.out)
-    print(json.dumps(scores, indent=2))
+    if PartialState().is_main_process:
+        write_json(scores, args.out)
+        print(json.dumps(scores, indent=2))
+    PartialState().wait_for_everyone()

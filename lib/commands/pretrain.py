@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=30000, help="scenes to learn from, each seen once")
     parser.add_argument("--out", type=Path, default=root() / "weights" / "scenes_backbone.safetensors")
     parser.add_argument("--folder", type=Path, help="for checkpoints (default: weights/pretraining)")
+    parser.add_argument("--restart", action="store_true", help="begin a run anew that was stopped")
     parser.add_argument("--continues", type=Path, help="an earlier run's file to start from")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
     args = parser.parse_args(argv)
@@ -30,10 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = json.loads(before["seeds"])
     if len(seeds) >= len(PRETRAINING_SEEDS) - 2:
         raise ValueError(f"{args.continues} has seen all {len(seeds)} pretraining seeds: start anew")
-    # another seed, so that no other run's checkpoint is gone on from
     config = config.replace(**{"training.seed": config.training.seed + len(seeds)})
-    folder = args.folder or paths().weights / "pretraining"
-    model = pretrain(config, args.images, len(seeds), folder, args.continues)
+    folder = (args.folder or paths().weights / "pretraining") / f"run_{len(seeds)}"  # each goes on from its own
+    model = pretrain(config, args.images, len(seeds), folder, args.continues, args.restart)
     scores = evaluate_model(model, SceneStream(PRETRAINING_SEEDS[-1], HELD_OUT))
     per_epoch, batch = args.images // config.joint.epochs, config.joint.batch_size
     processor = platform.processor() or platform.machine()

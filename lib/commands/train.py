@@ -18,8 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
     parser.add_argument("--val-data", type=Path, help="another data set to take the val split from")
     parser.add_argument("--epochs", type=int, help="of each stage trained")
-    parser.add_argument("--batch-size", type=int, help="images a step, for each process")
-    parser.add_argument("--restart", action="store_true", help="train again a stage that is finished or half done")
+    parser.add_argument("--batch-size", type=int, help="images a step, of all processes together")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--restart", action="store_true", help="train anew a stage that is finished or half done")
+    ways.add_argument("--go-on", action="store_true", help="go on with a stopped stage under numbers that have changed")
     args = parser.parse_args(argv)
     stages = STAGES if args.stage == "all" else (args.stage,)
     config = load_config(args.profile, args.set)
@@ -28,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = config.replace(**{f"{stage}.{option}": value for stage in stages})
     data, weights = args.data or paths().data / "synthetic", args.weights or paths().weights / args.profile
     for stage in stages:
-        train_stage(stage, config, data, weights, args.val_data, args.restart)
+        train_stage(stage, config, data, weights, args.val_data, args.restart, args.go_on)

@@ -35,12 +35,17 @@ class Examples(Dataset):
         return len(self.indices)
 
 
-def loader(dataset: Examples, batch_size: int, device: torch.device, shuffle=False) -> DataLoader:
-    """Batches of uint8 images, or of stored features; on a GPU, processes read ahead into pinned memory."""
+def loader(dataset: Examples, batches: int | list[list[int]], device: torch.device, shuffle=False) -> DataLoader:
+    """Batches, of so many items or of those listed, of uint8 images or of stored features.
+
+    On a GPU, processes read ahead into pinned memory.
+    """
     gpu = device.type == "cuda"
     workers = (2 if gpu else 0) if dataset.workers is None else dataset.workers
     read = partial(DataLoader, num_workers=workers, pin_memory=gpu, persistent_workers=gpu and not dataset.renewed)
-    return read(dataset, batch_size, shuffle, collate_fn=dataset.collate, drop_last=shuffle)
+    if isinstance(batches, list):
+        return read(dataset, batch_sampler=batches, collate_fn=dataset.collate)
+    return read(dataset, batches, shuffle, collate_fn=dataset.collate, drop_last=shuffle)
 
 
 def prepare(

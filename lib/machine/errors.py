@@ -10,7 +10,7 @@ NAMED = 10  # of many problems, those that a message names
 
 @contextmanager
 def command_errors() -> Iterator[None]:
-    """Turn a ValueError or OSError (a user's mistake) into one line on stderr and exit status 1.
+    """Turn a ValueError or OSError (a user's mistake), or an interruption, into one line on stderr and exit status 1.
 
     A context manager, and a decorator of a command's `main`: `@command_errors()`.
     """
@@ -18,6 +18,8 @@ def command_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise SystemExit("error: " + " ".join(str(error).split())) from None
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"stopped: {stop}".rstrip(": ")) from None
 
 
 @cache

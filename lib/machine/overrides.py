@@ -16,7 +16,8 @@ _CONSTANTS = {  # names of earlier versions
     "roi_align": "roi_samples canonical_level",
     "boxhead": "box_pool_size mask_positive_iou",
     "maskhead": "mask_pool_size mask_threshold",
-    "training/loop": "weight_decay warmup_fraction clip_norm",
+    "training/run": "weight_decay clip_norm",
+    "training/schedule": "warmup_fraction",
 }
 _RENAMED |= {name: f"a constant of lib/{file}.py" for file, names in _CONSTANTS.items() for name in names.split()}
 

@@ -3,9 +3,15 @@
     python -m lib evaluate --data DIR --weights DIR --split {val,test} --out metrics.json
 
 pycocotools does the matching and the AP. Boxes and masks are compared in the frame of the data set's files (300 x 400).
+Of several processes, as under torchrun, each scores whole batches of those that one would score, so that the scores are
+the same; the first compares them.
 """
 
+from operator import itemgetter
+
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,9 +26,13 @@ def evaluate_model(model: MaskRCNN, dataset: Examples, stage: str = "joint") -> 
     """Scores of the model on a data set: `images`, `rpn`, and where `stage` has trained them `box`, `mask`, `course`.
 
     `box` and `mask` hold `AP`, `AP50`, `AP75` and `per_class`; `rpn` holds `AR@100` and `AR@1000`; `course` the
-    course's `box_mAP` and `mask_mAP`. A score without any object to find is None.
+    course's `box_mAP` and `mask_mAP`. A score without any object to find is None. Of several processes, all of which
+    call this, the first alone gets scores.
     """
-    truth, results = ground_truth(dataset), collect_results(model, dataset, stage)
+    results = collect_results(model, dataset, stage)
+    if not PartialState().is_main_process:
+        return {}
+    truth = ground_truth(dataset)
     scores = {"images": len(dataset), "rpn": proposal_recall(truth, results["proposals"])}
     course = {}
     for name, kind, needed in (("box", "bbox", "boxhead"), ("mask", "segm", "maskhead")):
@@ -34,11 +44,16 @@ def evaluate_model(model: MaskRCNN, dataset: Examples, stage: str = "joint") -> 
 
 @torch.no_grad()
 def collect_results(model: MaskRCNN, dataset: Examples, stage: str = "joint") -> dict[str, list[dict]]:
-    """The model's `proposals`, `box` and `mask` results on a data set, in COCO's results format."""
-    results: dict[str, list[dict]] = {"proposals": [], "box": [], "mask": []}
-    batches = DataLoader(dataset, model.config.evaluation.batch_size, collate_fn=collate)
+    """The model's `proposals`, `box` and `mask` results on a data set, in COCO's results format, of all processes."""
+    size, processes, of_batches = model.config.evaluation.batch_size, PartialState(), []
+    starts = range(0, len(dataset), size)[processes.process_index :: processes.num_processes]
+    chosen = [list(range(start, min(start + size, len(dataset)))) for start in starts]
+    batches = DataLoader(dataset, batch_sampler=chosen, collate_fn=collate)
+    bar = tqdm(batches, "evaluate", leave=False, unit="batch", disable=not processes.is_main_process)
     where = next(model.parameters()).device
-    for images, targets in tqdm(batches, "evaluate", leave=False, unit="batch"):
+    for start, (images, targets) in zip(starts, bar, strict=True):
+        results: dict[str, list[dict]] = {"proposals": [], "box": [], "mask": []}
+        of_batches.append((start, results))
         for target, found in zip(targets, model.eval()(images.to(where), stage), strict=True):
             image, found = target["image_id"], {k: v.cpu() for k, v in found.items()}
             ones = torch.ones(len(found["proposals"]), dtype=torch.long)
@@ -47,4 +62,5 @@ def collect_results(model: MaskRCNN, dataset: Examples, stage: str = "joint") ->
                 results["box"] += box_results(image, found["boxes"], found["labels"], found["scores"])
             if "masks" in found:
                 results["mask"] += code_results(image, encode_masks(found["masks"]), found["labels"], found["scores"])
-    return results
+    in_order = sorted(gather_object(of_batches), key=itemgetter(0))
+    return {name: [row for _, rows in in_order for row in rows[name]] for name in ("proposals", "box", "mask")}

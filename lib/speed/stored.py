@@ -4,9 +4,10 @@
     entry i is image i, entry I + i the same mirrored; without mirroring in training E is I, else 2 I
 
 A split is one memory-mapped file (E, T F) in half precision: of each entry the maps P2 ... P6 one after the other,
-cell by cell, the channels of a cell side by side. It lies in `features/` beside the data's four files with a key of all
-that it depends on: the backbone's weights, the frame, the precision, size and time of the data files, and the split.
-Where the key differs or a file is missing, they are computed again, so that the same command gives the same weights.
+cell by cell, the channels of a cell side by side. It lies in `features/` beside the data's four files, with a checksum
+of each entry and a key of all that it depends on: the backbone's weights, the frame, the precision, size and time of
+the data files, and the split. Where the key differs or a file is missing or damaged, all are computed again, each image
+in the same way whatever is computed along with it, so that the same command gives the same weights.
 """
 
 import hashlib
@@ -14,7 +15,9 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +25,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.anchors import pyramid_grids
-from lib.config import Config
+from lib.config import Config, TrainingConfig
 from lib.data.batches import Examples, collate, flip_targets
 from lib.data.reader import FILES, CourseDataset
+from lib.machine.files import make_folder, one_at_a_time, written_whole
 from lib.machine.folders import DRIVE, LEFT_FREE, LOCAL
 from lib.preprocess import FRAME, preprocess_images, preprocess_targets
 
 _BATCH = 16  # images computed at once
+
+
+def is_mirrored(config: TrainingConfig, epoch: int, image: int) -> bool:
+    """Whether an image is mirrored in an epoch: at random, and the same whoever asks."""
+    return np.random.default_rng([config.seed, epoch, image]).random() < config.flip_probability
 
 
 def stored_maps(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -46,11 +56,14 @@ class StoredFeatures(Examples):
     def __init__(self, path: Path, data: CourseDataset, config: Config, channels: int, mirrored: bool):
         self.data, self.config, self.mirrored, self.indices = data, config, mirrored, data.indices
         self.shapes = [(rows, columns, channels) for rows, columns in pyramid_grids(config.image.padded_size)]
-        width = sum(map(np.prod, self.shapes))
-        self.entries = np.memmap(path, np.float16, "r").reshape(-1, width) if len(data) else np.empty((0, width))
+        self.entries, _ = _open(path, len(data) * (1 + mirrored))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        flip = self.mirrored and bool(torch.rand(()) < self.config.training.flip_probability)
+        flip = self.mirrored and is_mirrored(self.config.training, self.epoch, self.indices[i])
         targets = flip_targets([self.data.target(i)], FRAME[1]) if flip else [self.data.target(i)]
         maps = torch.from_numpy(self.entries[i + flip * len(self)].copy())
         return maps, preprocess_targets(targets, FRAME, self.config.image)[0]
@@ -76,17 +89,21 @@ def stored_features(
     entries = {split: (1 + mirrored[split]) * len(data) for split, data in datasets.items()}
     cells = sum(map(math.prod, pyramid_grids(config.image.padded_size)))
     sizes = {split: 2 * count * cells * backbone.out_channels for split, count in entries.items()}
-    fits = _fits(folder, key, sizes)
-    accelerator.wait_for_everyone()  # all have looked
-    if not fits:
-        _make_room(folder, sizes, sum(entries.values()), accelerator)
-        for split, data in datasets.items():
-            _compute(backbone, data, range(entries[split]), folder / split, config, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (folder / "key").write_text(key)
     made = partial(StoredFeatures, config=config, channels=backbone.out_channels)
-    return {split: made(folder / split, data, mirrored=mirrored[split]) for split, data in datasets.items()}
+    what = "computes the frozen backbone's maps"
+    main, alone = accelerator.is_main_process, accelerator.num_processes == 1
+    with one_at_a_time(folder.parent, what, wait=alone) if main else nullcontext():
+        accelerator.wait_for_everyone()
+        if not all(gather_object([_fits(folder, key, sizes, entries, accelerator)])):
+            _make_room(folder, sizes, entries, accelerator)
+            for split, data in datasets.items():
+                _compute(backbone, data, range(entries[split]), folder / split, config, accelerator)
+            accelerator.wait_for_everyone()
+            if main:
+                with written_whole(folder / "key") as part:
+                    part.write_text(key)
+        accelerator.wait_for_everyone()
+        return {split: made(folder / split, data, mirrored=mirrored[split]) for split, data in datasets.items()}
 
 
 def features_folder(data: str | Path) -> Path:
@@ -111,28 +128,48 @@ def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], con
     return json.dumps(key)
 
 
-def _fits(folder: Path, key: str, sizes: Mapping[str, int]) -> bool:
-    """Whether the folder has whole files with this key; `sizes` are the splits' bytes."""
-    if not (folder / "key").is_file() or (folder / "key").read_text() != key:
+def _fits(
+    folder: Path, key: str, sizes: Mapping[str, int], entries: Mapping[str, int], accelerator: Accelerator
+) -> bool:
+    """Whether the folder has whole, undamaged files with this key; each process reads its share of the entries."""
+    if not (folder / "key").is_file() or (folder / "key").read_text(errors="replace") != key:
         return False
-    return all((folder / split).is_file() and (folder / split).stat().st_size == n for split, n in sizes.items())
+    wanted = {**sizes} | {f"{split}.sums": 4 * count for split, count in entries.items()}
+    if not all((folder / name).is_file() and (folder / name).stat().st_size == n for name, n in wanted.items()):
+        return False
+    for split, count in entries.items():
+        stored, sums = _open(folder / split, count)
+        for entry in range(accelerator.process_index, count, accelerator.num_processes):
+            if zlib.crc32(stored[entry]) != sums[entry]:
+                print(f"features: {folder / split} is damaged; all are computed again")
+                return False
+    return True
 
 
-def _make_room(folder: Path, sizes: Mapping[str, int], images: int, accelerator: Accelerator) -> None:
+def _open(path: Path, count: int, mode: Any = "r") -> tuple[np.ndarray, np.ndarray]:
+    """A split's `count` entries and, beside them, the checksum of each."""
+    if not count:
+        return np.empty((0, 0)), np.empty(0)
+    sums = np.memmap(path.with_name(f"{path.name}.sums"), np.uint32, mode)
+    return np.memmap(path, np.float16, mode).reshape(count, -1), sums
+
+
+def _make_room(folder: Path, sizes: Mapping[str, int], entries: Mapping[str, int], accelerator: Accelerator) -> None:
     """Say what the stored maps will take, `sizes` bytes for each split, and lay their files out at full size."""
     if accelerator.is_main_process:
         remove(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         needed, free = sum(sizes.values()), shutil.disk_usage(folder).free - LEFT_FREE
         if needed > free:
             maps = f"the frozen backbone's maps take {needed / 1e9:.1f} GB in {folder}"
             room = f"{max(free, 0) / 1e9:.1f} GB of the disk may be used"
             raise ValueError(f"{maps}, and {room}: make room, or set training.store_features=False")
-        seen = f"{images} images (mirrored ones counted) go through the frozen backbone once"
+        seen = f"{sum(entries.values())} images (mirrored ones counted) go through the frozen backbone once"
         print(f"features: {seen}; {needed / 1e9:.2f} GB in {folder}")
         for split, size in sizes.items():
-            with open(folder / split, "wb") as file:
-                file.truncate(size)
+            for name, length in ((split, size), (f"{split}.sums", 4 * entries[split])):
+                with open(folder / name, "wb") as file:
+                    file.truncate(length)
     accelerator.wait_for_everyone()
 
 
@@ -144,16 +181,18 @@ def _compute(
     device = accelerator.device
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)
     share = entries[accelerator.process_index :: accelerator.num_processes]
-    stored = np.memmap(path, np.float16, "r+").reshape(len(entries), -1) if len(entries) else np.empty((0, 0))
+    stored, sums = _open(path, len(entries), "r+")
     starts = range(0, len(share), _BATCH)
     for start in tqdm(starts, f"features: {path.name}", leave=False, disable=not accelerator.is_main_process):
-        chosen = share[start : start + _BATCH]
+        chosen = list(share[start : start + _BATCH])
         images, _ = collate([data[e % len(data)] for e in chosen])
         flip = torch.tensor([e >= len(data) for e in chosen])[:, None, None, None]
-        images = torch.where(flip, images.flip(-1), images).to(device)
+        images = torch.where(flip, images.flip(-1), images)
+        images = images[torch.arange(_BATCH) % len(chosen)].to(device)  # rounding depends on the size of a batch
         with accelerator.autocast():
             maps = backbone(preprocess_images(images, config.image)).values()
-        stored[list(chosen)] = torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in maps], 1).half().cpu().numpy()
+        values = torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in maps], 1)[: len(chosen)].half().cpu().numpy()
+        stored[chosen], sums[chosen] = values, [zlib.crc32(value) for value in values]
 
 
 def remove(folder: Path) -> int:

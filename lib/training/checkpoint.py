@@ -1,39 +1,62 @@
 """What the stages learn, on disk: one safetensors file a stage, and a model put together from them.
 
-A stage's file holds the parameters that the stage trained. Its metadata holds the config, the scores, and the
-fingerprint of the file that it was trained on top of, so that parts which do not belong together are not combined.
-`joint` holds the whole model.
+A stage's file holds the parameters that the stage trained. Its metadata holds the config, the scores, the history, and
+the fingerprints of the data set and of the file that it was trained on top of, so that parts which do not belong
+together are not combined and another training is not taken for this one. `joint` holds the whole model.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.config import STAGES, Config
-from lib.machine.files import written_whole
+from lib.data.reader import FILES
+from lib.machine.overrides import flat
+from lib.machine.tensors import load_tensors, save_tensors
 from lib.maskrcnn import MaskRCNN
 from lib.training.stages import STAGE_CLASSES
+
+EARLIER = "earlier"  # the folder, beside the stages' files, of those that others took the place of
 
 
 def stage_path(weights: str | Path, stage: str) -> Path:
     return Path(weights) / f"{stage}.safetensors"
 
 
-def save_stage(model: MaskRCNN, weights: str | Path, stage: str, scores: dict) -> Path:
-    """Write what the stage trained, with config and scores as metadata; the file appears whole or not at all."""
-    prefixes = tuple(f"{head}." for head in STAGE_CLASSES[stage].heads)
-    prefixes += ("backbone.",) if stage == "joint" or (stage == "rpn" and model.config.rpn.trains != "none") else ()
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(prefixes)}
-    metadata = {"stage": stage, "config": model.config.to_json(), "scores": json.dumps(scores)}
-    path = stage_path(weights, stage)
-    with written_whole(path) as part:
-        save_file(tensors, part, metadata | {"built_on": built_on(weights, stage, model.config)})
+def learnt_by(stage: str, config: Config) -> tuple[str, ...]:
+    """How the names of the parameters begin that a stage's file holds."""
+    trained = stage == "joint" or (stage == "rpn" and config.rpn.trains != "none")
+    return tuple(f"{part}." for part in (*STAGE_CLASSES[stage].heads, *["backbone"] * trained))
+
+
+def save_stage(
+    model: MaskRCNN, weights: str | Path, stage: str, scores: dict, data: str = "", history: Sequence[dict] = ()
+) -> Path:
+    """Write what the stage trained, with all else as metadata; the file appears whole or not at all.
+
+    `data` is the data sets' fingerprint. Of the history no seconds are kept: the same training gives the same file.
+    """
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+    metadata = {"stage": stage, "config": model.config.to_json(), "scores": json.dumps(scores), "data": data}
+    metadata |= {"history": json.dumps(rows), "built_on": built_on(weights, stage, model.config)}
+    path, parts = stage_path(weights, stage), learnt_by(stage, model.config)
+    save_tensors({k: v for k, v in model.state_dict().items() if k.startswith(parts)}, path, metadata)
     return path
+
+
+def keep_aside(weights: str | Path, stage: str) -> None:
+    """Move a stage's file, where there is one, to where nothing takes its place."""
+    path = stage_path(weights, stage)
+    if path.is_file():
+        kept = path.parent / EARLIER / f"{stage}.{fingerprint(path)}.safetensors"
+        kept.parent.mkdir(exist_ok=True)
+        path.replace(kept)
+        print(f"{stage}: what was trained before is kept as {kept}")
 
 
 def load_model(
@@ -45,33 +68,48 @@ def load_model(
     needed stage is missing and ValueError where two stages do not belong together, or do not fit the config.
     """
     last = last or last_trained(weights)
-    tensors = read_parts(weights, last)
-    config = config.of_stage(last) if config else stored_config(stage_path(weights, last))
-    stored = any(key.startswith("backbone.") for key in tensors)
-    model = MaskRCNN(config.replace(**{"backbone.weights": "none"}) if stored else config, backbone)
+    parts = read_parts(weights, last)
+    stored = stored_config(stage_path(weights, last))
+    config = config.of_stage(last) if config else stored
+    check_classes(weights, stored, config.classes)
+    held = any(key.startswith("backbone.") for tensors in parts.values() for key in tensors)
+    model = MaskRCNN(config.replace(**{"backbone.weights": "none"}) if held else config, backbone)
     model.config = config
-    return load_parts(model, weights, last, tensors).eval()
+    return load_parts(model, weights, last, parts).eval()
 
 
-def read_parts(weights: str | Path, last: str) -> dict[str, Tensor]:
-    """What the stages up to and including `last` learned, by parameter name; a later stage's value replaces another."""
+def read_parts(weights: str | Path, last: str) -> dict[str, dict[str, Tensor]]:
+    """What each stage up to and including `last` learned, by parameter name."""
     check_chain(weights, last)
-    tensors: dict[str, Tensor] = {}
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        tensors |= load_file(stage_path(weights, stage))
-    return tensors
+    stages = STAGES[: STAGES.index(last) + 1]
+    return {stage: read_stage(stage_path(weights, stage))[0] for stage in stages}
 
 
-def load_parts(model: MaskRCNN, weights: str | Path, last: str, tensors: dict[str, Tensor] | None = None) -> MaskRCNN:
-    """Copy the trained parts into the model; ValueError where they do not fit it."""
-    path = stage_path(weights, last)
+def read_stage(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a stage's file; ValueError names one that is damaged, or that has no business here."""
     try:
-        unexpected = model.load_state_dict(tensors or read_parts(weights, last), strict=False).unexpected_keys
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path} does not fit this config: {reason}; train the stage again") from None
-    if unexpected:
-        raise ValueError(f"{path} holds {unexpected[0]}, which this model lacks; train the stage again")
+        read_metadata(path)
+        return load_tensors(path)
+    except ValueError as error:
+        command = f"python -m lib train {path.stem} --weights {path.parent} --restart"
+        raise ValueError(f"{error}: put a sound copy there, or train it again with `{command}`") from None
+
+
+def load_parts(
+    model: MaskRCNN, weights: str | Path, last: str, parts: dict[str, dict[str, Tensor]] | None = None
+) -> MaskRCNN:
+    """Copy the trained parts into the model, a later stage's over another's; ValueError where they do not fit it."""
+    for stage, tensors in (parts or read_parts(weights, last)).items():
+        path, needed = stage_path(weights, stage), learnt_by(stage, stored_config(stage_path(weights, stage)))
+        try:
+            missing, unexpected = model.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{path} does not fit this config: {reason}; train the stage again") from None
+        if unexpected:
+            raise ValueError(f"{path} holds {unexpected[0]}, which this model lacks; train the stage again")
+        if lacking := [name for name in missing if name.startswith(needed)]:
+            raise ValueError(f"{path} lacks {lacking[0]}, which this model has; train the stage again")
     return model
 
 
@@ -96,23 +134,48 @@ def check_chain(weights: str | Path, last: str) -> None:
             raise ValueError(f"{path} was trained on top of another {before}: train again, `{command} --restart`")
 
 
-def is_current(weights: str | Path, stage: str, config: Config) -> bool:
-    """The folder holds this stage, finished with this config on top of the stages now there."""
+def standing(weights: str | Path, stage: str, config: Config, data: str) -> list[str] | None:
+    """What a finished stage differs in from the training that is asked for; None where none is finished.
+
+    Raises ValueError where its file is damaged.
+    """
+    path = stage_path(weights, stage)
+    return differences(read_stage(path)[1], weights, stage, config, data) if path.is_file() else None
+
+
+def differences(metadata: Mapping[str, str], weights: str | Path, stage: str, config: Config, data: str) -> list[str]:
+    """What a training, finished or not, differs in from the one that is asked for: numbers, data set, stage before."""
     try:
-        check_chain(weights, stage)
-        stored = read_metadata(stage_path(weights, stage))["config"]
-    except (FileNotFoundError, ValueError):
-        return False
-    return same_training(stored, config.of_stage(stage), stage)
-
-
-def same_training(stored: str, config: Config, stage: str) -> bool:
-    """Whether a stage's stored config and this one agree in all that the stage's training reads."""
+        stored, config = Config.from_json(metadata["config"]), config.of_stage(stage)
+    except ValueError as error:
+        return [str(error)]
     reads = STAGE_CLASSES[stage].reads
-    try:
-        return Config.from_json(stored).read_by(reads) == config.read_by(reads)
-    except ValueError:
-        return False  # of an earlier version of the project
+    there, asked = (flat(c.read_by(reads)) for c in (stored, config))
+    found = [f"{path} ({there[path]} there, {asked[path]} asked)" for path in asked if there[path] != asked[path]]
+    found += ["the data set or its split"] * (metadata.get("data", "") not in ("", data))
+    before = f"the {previous_stage(stage)} that it was trained on top of" if previous_stage(stage) else "the backbone"
+    return found + [before] * (metadata.get("built_on") != built_on(weights, stage, config))
+
+
+def data_fingerprint(*datasets: Any) -> str:
+    """16 hex digits of what data sets hold: classes, sizes of files, labels, boxes, and the images of the split."""
+    digest = hashlib.sha256()
+    for data in datasets:
+        digest.update(json.dumps([data.classes, list(data.indices)]).encode())
+        if not hasattr(data, "labels"):  # made up on the fly: its name says which
+            digest.update(str(data).encode())
+            continue
+        digest.update(json.dumps([(data.folder / name).stat().st_size for name in FILES.values()]).encode())
+        for values in (*data.labels, *data.boxes):
+            digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_classes(weights: str | Path, stored: Config, classes: Sequence[str]) -> None:
+    """ValueError where weights were trained for other classes than these."""
+    if tuple(classes) != stored.classes:
+        what = f"{weights} was trained for the classes {', '.join(stored.classes)}, not for {', '.join(classes)}"
+        raise ValueError(f"{what}: choose the weights that fit the data, or train others with another --weights")
 
 
 def stored_config(path: Path) -> Config:
@@ -127,7 +190,9 @@ def built_on(weights: str | Path, stage: str, config: Config) -> str:
     """The fingerprint of the stage before, as its file is now; for the first stage, of the backbone's file if any."""
     before = previous_stage(stage)
     file = stage_path(weights, before) if before else config.backbone.file
-    return fingerprint(file) if file and file.is_file() else ""
+    if not file or not file.is_file():
+        return ""
+    return read_metadata(file).get("checksum", "")[:16] if before else fingerprint(file)
 
 
 def backbone_origin(config: Config) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,11 +20,12 @@ from lib.config import PRETRAINING_SEEDS, Config
 from lib.data.batches import Examples, collate
 from lib.data.scenes import scene
 from lib.machine.device import keep_memory
-from lib.machine.files import written_whole
+from lib.machine.files import one_at_a_time
+from lib.machine.tensors import save_tensors
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
 from lib.training.checkpoint import read_metadata
-from lib.training.loop import Run
+from lib.training.run import Run
 
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
 SETTLING = 800  # scenes of the last but one, for the BatchNorms' final statistics
@@ -66,7 +66,9 @@ class SceneStream(Examples):
         return torch.from_numpy(image), {"image_id": i, **{k: torch.from_numpy(v) for k, v in target.items()}}
 
 
-def pretrain(config: Config, images: int, run: int, folder: Path, continues: Path | None = None) -> MaskRCNN:
+def pretrain(
+    config: Config, images: int, run: int, folder: Path, continues: Path | None = None, restart: bool = False
+) -> MaskRCNN:
     """Train a whole model on `images` scenes of the `run`-th pretraining seed; its checkpoints lie in `folder`."""
     keep_memory()
 
@@ -78,7 +80,8 @@ def pretrain(config: Config, images: int, run: int, folder: Path, continues: Pat
 
     train = SceneStream(PRETRAINING_SEEDS[run], images // config.joint.epochs)
     training = Run("joint", config, train, SceneStream(PRETRAINING_SEEDS[-1], HELD_OUT), folder, start)
-    training.train()
+    with one_at_a_time(folder, "trains", wait=False):
+        training.train(restart)
     settle_batchnorm(training.model, SceneStream(PRETRAINING_SEEDS[-2], SETTLING))
     return training.model.eval()
 
@@ -105,8 +108,7 @@ def settle_batchnorm(model: MaskRCNN, scenes: Examples) -> None:
 def save_backbone(model: MaskRCNN, path: Path, record: dict) -> None:
     """Trunk and pyramid in half precision, with what made them as metadata; the file appears whole or not at all."""
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.backbone.state_dict().items()}
-    with written_whole(path) as part:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, {k: str(v) for k, v in record.items()})
+    save_tensors(tensors, path, {k: str(v) for k, v in record.items()})
 
 
 def read_record(path: Path) -> dict[str, str]:
