@@ -20,6 +20,7 @@ from lib.notebook.execute import NOTEBOOKS, NotebookError, execute
 
 COLAB = {  # preinstalled there, with Python 3.13
     "accelerate": "1.14.0",
+    "filelock": "3.32.3",
     "h5py": "3.16.0",
     "ipykernel": "6.17.1",
     "ipywidgets": "7.7.1",
