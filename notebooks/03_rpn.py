@@ -555,9 +555,12 @@ _ = save_figure(fig, "03_samples")
 #
 # As it is frozen, its maps never change: they are computed once, each training image as it is and mirrored, each validation image as
 # it is, and all three stages read them from disk.
+#
+# What is trained already is loaded. Where it was trained with other numbers than `config` now has, it stays, and a folder of its own beside
+# it takes what is trained now: nothing is lost by an exercise.
 
 # %%
-train_until("rpn", config, DATA, WEIGHTS)
+WEIGHTS = train_until("rpn", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "rpn", config)
 history = read_history(WEIGHTS, "rpn")
 
@@ -565,8 +568,7 @@ history = read_history(WEIGHTS, "rpn")
 # And a second one, exactly as the sheet prints it, for the comparison below. Nothing later uses it.
 
 # %%
-train_until("rpn", printed, DATA, WEIGHTS / "as_printed")
-as_printed = load_model(WEIGHTS / "as_printed", "rpn", printed)
+as_printed = load_model(train_until("rpn", printed, DATA, WEIGHTS / "as_printed"), "rpn", printed)
 
 # %% [markdown]
 # ### Learning curves

@@ -408,7 +408,7 @@ print(f"canonical size in the {config.profile} profile: {config.roi_align.canoni
 # The RPN of the notebook before (trained first if it is missing) makes the proposals of a few validation images.
 
 # %%
-train_until("rpn", config, DATA, WEIGHTS)
+WEIGHTS = train_until("rpn", config, DATA, WEIGHTS)
 val = CourseDataset(DATA, "val", config.data, with_masks=False)
 images, targets = collate([val[i] for i in range(min(8, len(val)))])
 x, scaled, content = prepare(images, targets, config.image)  # network frame (§2)
@@ -661,7 +661,7 @@ show(boxhead.box_loss)
 # stage is kept.
 
 # %%
-train_until("boxhead", config, DATA, WEIGHTS)
+WEIGHTS = train_until("boxhead", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "boxhead", config)
 history = read_history(WEIGHTS, "boxhead")
 

@@ -632,7 +632,7 @@ assert_close(witness, naive_paste(Y, (1.3, 0.2, 7.9, 5.5), 6, 8), atol=1e-5, rto
 # frozen parts, in the mode of training.
 
 # %%
-train_until("boxhead", config, DATA, WEIGHTS)
+WEIGHTS = train_until("boxhead", config, DATA, WEIGHTS)
 DEVICE = device()
 model = load_model(WEIGHTS, "boxhead", config).to(DEVICE)
 
@@ -812,7 +812,7 @@ show(stages.MaskHeadStage, stages.mask_samples)
 # time and no time the second.
 
 # %%
-train_until("maskhead", config, DATA, WEIGHTS)
+WEIGHTS = train_until("maskhead", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "maskhead", config).to(DEVICE)
 
 # %% [markdown]

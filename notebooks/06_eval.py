@@ -394,7 +394,7 @@ report.markdown([{name: value for name, value in row.items() if name not in left
 # Missing predecessors are trained first; a finished stage is kept.
 
 # %%
-train_until("joint", config, DATA, WEIGHTS)
+WEIGHTS = train_until("joint", config, DATA, WEIGHTS)
 
 # %% [markdown]
 # ## Learning curves, all stages
