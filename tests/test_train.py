@@ -156,27 +156,34 @@ def test_missing_data(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize("stored", [False, True])
-def test_two_processes(scenes, tmp_path, stored):
-    """The same command under torchrun: two share the batches and the stored maps' entries, one writes."""
+def test_torchrun(scenes, tmp_path):
+    """The same command: two share the batches and the stored maps' entries, one writes."""
     fields = {"image.height": 96, "image.width": 126, "backbone.channels": 16, "training.mixed_precision": "no"}
     fields |= {"anchors.scales": "(8,16,32,64,96)", "rpn.test.post_nms": 20, "rpn.batch_samples": 32}
-    fields |= {"backbone.name": "resnet18", "backbone.weights": "none", "training.store_features": stored}
+    fields |= {"backbone.name": "resnet18", "backbone.weights": "none", "training.store_features": True}
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m lib train rpn".split()
-    command = [sys.executable, *torchrun, "--epochs", str(1 + stored), "--batch-size", "2"]
+    command = [sys.executable, *torchrun, "--epochs", "2", "--batch-size", "2"]
     data, weights = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "weights"
     command += ["--data", str(data), "--weights", str(weights), "--set", *(f"{k}={v}" for k, v in fields.items())]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = ""  # two processes on a machine with one GPU: gloo would look for a second
     result = subprocess.run(command, cwd=root(), env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    steps = f"on 2 x cpu: {1 + stored} steps"  # an epoch: 6 images in whole steps of 2 x 2
+    steps = "in batches of 2 on 2 x cpu: 6 steps"  # two epochs of 6 images
     assert steps in result.stdout and result.stdout.count("rpn: wrote") == 1
-    assert result.stdout.count("go through the frozen backbone once") == stored
-    assert sorted(path.name for path in weights.iterdir()) == ["rpn.safetensors", "rpn_history.csv"]
-    if stored:
-        maps = np.fromfile(data / "features" / "train", np.float16).reshape(12, -1)
-        assert np.isfinite(maps).all() and maps.any(axis=1).all()  # each process has computed its share
+    assert result.stdout.count("go through the frozen backbone once") == 1
+    assert sorted(path.name for path in weights.iterdir()) == [".lock", "rpn.safetensors", "rpn_history.csv"]
+    maps = np.fromfile(data / "features" / "train", np.float16).reshape(12, -1)
+    assert np.isfinite(maps).all() and maps.any(axis=1).all()  # each process has computed its share
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no list of open files")
+def test_a_training_leaves_no_file_open(scenes, short, tmp_path):
+    counts = []
+    for name in "abc":
+        train_stage("rpn", short, scenes, tmp_path / name)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1] == counts[2]
 
 
 class Stream(CourseDataset):

@@ -77,7 +77,8 @@ def train_until(name: str, config: Config, data: str | Path, weights: str | Path
     for stage in STAGES[: STAGES.index(name) + 1]:
         differs, half_done = standing(weights, stage, config, data_id), weights / f"{stage}.resume" / "stage.json"
         if differs is None and half_done.is_file():
-            differs = differences(read_json(half_done), weights, stage, config, data_id)
+            with suppress(ValueError):  # damaged: that is seen to when it trains
+                differs = differences(read_json(half_done), weights, stage, config, data_id) or None
         if differs:
             own = weights.with_name(f"{weights.name}-{hashlib.sha256(repr(differs).encode()).hexdigest()[:8]}")
             what = f"{stage} in {weights} differs from what is asked in {', '.join(differs)}"
