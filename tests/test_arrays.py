@@ -123,11 +123,11 @@ def test_without_room_the_file_is_read_as_it_is(tmp_path, weights, monkeypatch, 
 
 
 def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeypatch):
-    values = plain(tmp_path / "data" / "a.h5", chunks=(1, 3, 30, 40))
-    monkeypatch.setattr(arrays, "DRIVE", tmp_path.resolve())
-    monkeypatch.setattr(folders, "DRIVE", tmp_path.resolve())
+    values = plain(tmp_path / "drive" / "data" / "a.h5", chunks=(1, 3, 30, 40))
+    monkeypatch.setattr(arrays, "DRIVE", (tmp_path / "drive").resolve())
+    monkeypatch.setattr(folders, "DRIVE", (tmp_path / "drive").resolve())
     monkeypatch.setattr(folders, "LOCAL", tmp_path / "machine")
-    data = quick_array(tmp_path / "data" / "a.h5")
+    data = quick_array(tmp_path / "drive" / "data" / "a.h5")
     assert Path(data.file.filename).is_relative_to(tmp_path / "machine") and (data[:] == values).all()
 
 
