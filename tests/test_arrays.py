@@ -123,6 +123,7 @@ def test_without_room_the_file_is_read_as_it_is(tmp_path, weights, monkeypatch, 
 
 
 def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeypatch):
+    (tmp_path / "drive").mkdir()
     values = plain(tmp_path / "drive" / "data" / "a.h5", chunks=(1, 3, 30, 40))
     monkeypatch.setattr(arrays, "DRIVE", (tmp_path / "drive").resolve())
     monkeypatch.setattr(folders, "DRIVE", (tmp_path / "drive").resolve())
