@@ -128,6 +128,7 @@ def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeyp
     monkeypatch.setattr(arrays, "DRIVE", (tmp_path / "drive").resolve())
     monkeypatch.setattr(folders, "DRIVE", (tmp_path / "drive").resolve())
     monkeypatch.setattr(folders, "LOCAL", tmp_path / "machine")
+    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path / "drive" / "weights"))
     data = quick_array(tmp_path / "drive" / "data" / "a.h5")
     assert Path(data.file.filename).is_relative_to(tmp_path / "machine") and (data[:] == values).all()
 
