@@ -27,6 +27,10 @@ MALFORMED = {
     "control": ('["c\\u0000t"]', "name 1 is"),
     "line": ('["c\\nt"]', "name 1 is"),
     "long": (json.dumps(["x" * 101]), "name 1 is"),
+    "markup": (
+        '["cat", "<script>"]',
+        "name 2 is '<script>': give printable text of 1 to 100 letters without any of <>",
+    ),
     "twice": ('["cat", "dog", "cat"]', "has the name 'cat' twice"),
 }
 

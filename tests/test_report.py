@@ -40,6 +40,10 @@ def test_tables_go_to_the_figures_by_default(monkeypatch, tmp_path):
     assert {path.parent for path in report.save_table(ROWS, "ap")} == {paths().figures}
 
 
+def test_markdown_shows_markup_as_text():
+    assert "&lt;script>" in report.markdown([{"class": "<script>"}]).data
+
+
 def test_markdown_shows_the_same_table():
     assert report.markdown(ROWS).data.splitlines() == [
         "| stage | AP > 50 % | images | note |",

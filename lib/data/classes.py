@@ -8,6 +8,7 @@ from lib.maskrcnn import COURSE_CLASSES
 
 CLASSES_FILE = "classes.json"
 MOST_CLASSES, LONGEST_NAME = 1000, 100
+MARKUP = "<>$`"  # would be taken for HTML, mathematics or code where names are shown
 
 
 def read_classes(folder: str | Path) -> tuple[str, ...]:
@@ -31,8 +32,10 @@ def checked_classes(names: object, where: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
         raise ValueError(f'{where} must be a list of 1 to {MOST_CLASSES} names, such as ["cat", "dog"]')
     for n, name in enumerate(names, start=1):
-        if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-            raise ValueError(f"{where}: name {n} is {name!r:.120}: give printable text of 1 to {LONGEST_NAME} letters")
+        fits = isinstance(name, str) and name.strip() and name.isprintable() and len(name) <= LONGEST_NAME
+        if not fits or set(name) & set(MARKUP):
+            wanted = f"printable text of 1 to {LONGEST_NAME} letters without any of {MARKUP}"
+            raise ValueError(f"{where}: name {n} is {name!r:.120}: give {wanted}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{where} has the name {twice[0]!r} twice: a class has one name of its own")
     return tuple(names)

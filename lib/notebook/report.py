@@ -46,7 +46,7 @@ def read_table(name: str, folder: Path | str | None = None) -> list[dict]:
 
 def markdown(rows: Sequence[Mapping]) -> Markdown:
     """The table as a notebook shows it. Raises ValueError like `save_table`."""
-    head, *body = ([cell.replace("|", r"\|") for cell in row] for row in _cells(rows))
+    head, *body = ([cell.replace("<", "&lt;").replace("|", r"\|") for cell in row] for row in _cells(rows))
     rule = ["---:" if number else ":---" for number in _numeric(rows)]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body)))
 
