@@ -38,13 +38,14 @@ def palette_png(picture: bytes) -> bytes:
     differ most: many pixels alone would lose a person's colour in a picture of meadows.
     """
     pixels, smaller, palette = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO(), Image.new("P", (1, 1))
-    colours, counts = np.unique(np.asarray(pixels).reshape(-1, 3), axis=0, return_counts=True)
+    packed = np.asarray(pixels).astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)  # a number for each colour
+    colours, counts = np.unique(packed, return_counts=True)
     frequent = colours[np.argsort(-counts, kind="stable")[:16]]
     kinds = Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE
     others = [value for kind in kinds for value in (pixels.quantize(120, kind).getpalette() or [])[:360]]
-    palette.putpalette([*frequent.ravel().tolist(), *others])
+    palette.putpalette([*(int(colour) >> shift & 255 for colour in frequent for shift in (16, 8, 0)), *others])
     shown = pixels.quantize(palette=palette, dither=Image.Dither.NONE)  # near enough, but not exact
     for index, colour in enumerate(frequent):
-        shown.paste(index, mask=Image.fromarray((np.asarray(pixels) == colour).all(axis=2)))
+        shown.paste(index, mask=Image.fromarray(packed == colour))
     shown.save(smaller, "PNG", optimize=True)
     return smaller.getvalue()
