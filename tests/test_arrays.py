@@ -235,6 +235,6 @@ def test_a_split_of_a_folder_that_may_only_be_read(tmp_path, scenes, weights, mo
     monkeypatch.setattr(split, "write_split", refusing)
     drawn = split.load_split(tmp_path / "data", 12, config.data)
     (kept,) = copies(weights)
-    assert json.loads(kept.read_text()) == drawn and "the split is kept in" in capfd.readouterr().err
+    assert json.loads(kept.read_text()) == drawn and "its split is kept in" in capfd.readouterr().err
     assert split.load_split(tmp_path / "data", 12, config.data.replaced({"seed": 5})) == drawn
     assert split.load_split(tmp_path / "data", 11, config.data) != drawn  # the data have changed
