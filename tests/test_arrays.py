@@ -133,6 +133,13 @@ def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeyp
     assert Path(data.file.filename).is_relative_to(tmp_path / "machine") and (data[:] == values).all()
 
 
+def test_on_drive_a_file_without_an_entry_is_read_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "DRIVE", tmp_path.resolve())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (0, 300, 400), "u1", maxshape=(None, 300, 400), chunks=(1, 300, 400))
+    assert Path(quick_array(tmp_path / "a.h5").file.filename) == tmp_path / "a.h5"
+
+
 def test_a_copy_that_breaks_while_it_is_read_is_replaced_by_the_file(tmp_path, scenes, weights, capfd):
     for name in FILES.values():
         (tmp_path / name).write_bytes((scenes / name).read_bytes())

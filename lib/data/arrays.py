@@ -66,15 +66,16 @@ def quick_array(path: Path) -> h5py.Dataset:
     """The data set `data` of an HDF5 file, from its copy on a local disk where reading the file itself is slow."""
     data = open_array(path)
     slow = excess(data) > SLOW
-    if not (slow or path.resolve().is_relative_to(DRIVE)):
+    if not data.size or not (slow or path.resolve().is_relative_to(DRIVE)):
         return data
     stat, copy = path.stat(), copies_folder(path.parent) / path.name
     source = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{copy}.lock"):  # another process may be writing it
-            if not _is_copy(copy, data, source):
-                _copy(data, copy, source)
+        if not _is_copy(copy, data, source):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{copy}.lock"):
+                if not _is_copy(copy, data, source):  # another process may have written it
+                    _copy(data, copy, source)
         return open_array(copy)
     except OSError as error:
         why = f"no copy of it can be kept in {copy.parent} ({error})"
