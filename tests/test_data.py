@@ -234,6 +234,13 @@ def test_a_broken_split_is_named(tmp_path, text):
         CourseDataset(tmp_path, "train")
 
 
+def test_a_split_without_one_of_the_names(tmp_path):
+    (write(tmp_path) / "split.json").write_text('{"train": [2, 0, 1]}')
+    assert CourseDataset(tmp_path, "train").indices == [2, 0, 1]
+    with pytest.raises(ValueError, match="has no images in its val split"):
+        CourseDataset(tmp_path, "val")
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xff", b"", b"[" * 100_000])
 def test_a_split_that_is_no_json_is_named(tmp_path, content):
     (write(tmp_path) / "split.json").write_bytes(content)

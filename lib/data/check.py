@@ -12,7 +12,7 @@ from lib.data.classes import read_classes
 from lib.data.masks import tight_box
 from lib.data.objects import CLIPPED, FILE, FILES, FRAME_BOX, NO_BOX, SHAPES, Problem
 from lib.data.reader import Pixels
-from lib.data.split import SPLITS, stored_split, write_split
+from lib.data.split import stored_split, write_split
 from lib.data.writer import CourseWriter
 from lib.maskrcnn import COURSE_CLASSES
 
@@ -33,7 +33,7 @@ class Checked:
             self._try(FILE, self.pixels.open if self.labels is None else self.pixels.check, kind)
         self.split = self._try(SPLIT, stored_split, folder, len(self.labels)) if self.labels is not None else None
         if self.split is not None:
-            self.remarks += [f"the {name} split has no images" for name in SPLITS if not self.split.get(name)]
+            self.remarks += [f"the {name} split has no images" for name, images in self.split.items() if not images]
         if self.labels is not None and self.boxes is not None:
             self.problems += objects.find_problems(self.labels, self.boxes, len(self.classes))
         self.whole = not any(problem.kind == FILE for problem in self.problems)
@@ -85,5 +85,5 @@ class Checked:
                 writer.add(self.pixels.image(n), self.labels[n], boxes, masks)
         if self.split:
             new = {n: i for i, n in enumerate(kept)}
-            write_split(out, {name: [new[n] for n in self.split.get(name, ()) if n in new] for name in SPLITS})
+            write_split(out, {name: [new[n] for n in images if n in new] for name, images in self.split.items()})
         return len(self.labels) - len(kept)

@@ -44,7 +44,7 @@ def stored_split(folder: str | Path, count: int) -> dict[str, list[int]] | None:
     if not _divides(split := read_json(path), count):
         what = f"the {count} images of this folder into {SPLITS}"
         raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
-    return split
+    return {name: split.get(name, []) for name in SPLITS}
 
 
 def _divides(split: Any, count: int) -> bool:
