@@ -35,8 +35,7 @@ class Pixels:
     def __init__(self, folder: Path, counts: Sequence[int]):
         self.folder = folder
         self.first_mask = np.cumsum([0, *counts])  # masks are stored in the order of the labels
-        self._files: dict[str, h5py.Dataset] = {}
-        self._process = os.getpid()
+        self._files: dict[tuple[int, str], h5py.Dataset] = {}  # by process and kind
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}  # open files do not travel to another process
@@ -60,16 +59,14 @@ class Pixels:
                 raise ValueError(f"{path} is damaged at {rows} ({error}): copy or download it again") from None
         say_once(f"{path} is damaged: it is deleted, and {own} read instead until this data set is opened again")
         path.unlink(missing_ok=True)
-        self._files[kind] = open_array(own)
+        self._files[os.getpid(), kind] = open_array(own)
         return self._read(kind, rows)
 
     def open(self, kind: str) -> h5py.Dataset:
         """The open HDF5 data set; a forked loader process opens its own."""
-        if self._process != os.getpid():
-            self._files, self._process = {}, os.getpid()
-        if kind not in self._files:
-            self._files[kind] = quick_array(data_file(self.folder, kind))
-        return self._files[kind]
+        if (key := (os.getpid(), kind)) not in self._files:
+            self._files[key] = quick_array(data_file(self.folder, kind))
+        return self._files[key]
 
     def check(self, kind: str) -> None:
         """ValueError unless images are uint8, masks whole numbers or bool, and as many as there should be."""

@@ -138,7 +138,7 @@ def _load(content: bytes) -> np.ndarray:
         raise ValueError(f"holds {type(rows).__name__}")
     left = [max(10**6, 8 * len(content))]  # numbers that may come: a list can be named many times
     column = np.empty(len(rows), object)
-    column[:] = [row if isinstance(row, np.ndarray) else _joined(row, left) for row in rows]
+    column[:] = [_joined(row, left) for row in rows]
     return column
 
 
@@ -146,18 +146,15 @@ def _joined(value: Any, left: list[int], depth: int = 0) -> np.ndarray:
     """An array, or numbers in nested lists, tuples and arrays as one flat array; `left` counts down."""
     if isinstance(value, _Array):
         value = value.values
-    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        if len(value) > left[0]:
-            raise ValueError("it swells when it is read")
-        if all(type(v) in (int, float) for v in value):
-            value = np.array(value, float)
-        else:
-            return np.concatenate([np.empty(0), *(_joined(v, left, depth + 1).ravel() for v in value)])
     if type(value) in (int, float):
-        value = np.array([value], float)
-    if not isinstance(value, np.ndarray):
+        value = [value]
+    if not isinstance(value, (np.ndarray, list, tuple)) or depth > _DEEPEST:
         raise ValueError(f"an image has {type(value).__name__}")
-    left[0] -= value.size + 1
+    left[0] -= 1 + (value.size if isinstance(value, np.ndarray) else len(value))
     if left[0] < 0:
         raise ValueError("it swells when it is read")
-    return value
+    if isinstance(value, np.ndarray):
+        return value
+    if all(type(v) in (int, float) for v in value):
+        return np.array(value, float)
+    return np.concatenate([_joined(v, left, depth + 1).ravel() for v in value])
