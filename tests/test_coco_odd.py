@@ -258,6 +258,7 @@ def test_equal_ids_of_images_are_named(two):
 
 
 NAMES = ["sub\\100.png", "./sub/100.png", "sub/../sub/100.png", "sub%5C100.png", "sub%2F100.png"]
+SAME = ["./100.png", "x/../100.png", "link.png"]
 NAMES += ["C:\\export\\100.png", "/data/export/100.png", "images/100.png", "%3100.png", "images%5C100.png"]
 
 
@@ -270,10 +271,17 @@ def test_names_as_exporting_tools_write_them(two, name):
     assert len(two.convert()) == 2
 
 
-def test_two_names_of_one_file_are_named(two):
-    for record, folder in zip(two.json["images"], "ab", strict=True):
-        record["file_name"] = f"{folder}/100.png"  # both of which lie elsewhere, and one of them here
-    assert "image 101 (b/100.png): " in (message := two.error()) and "100.png is the file of a/100.png too" in message
+@pytest.mark.parametrize("names", [("a/100.png", "b/100.png"), ("a/100.png", "100.png")])
+def test_a_file_is_not_taken_for_two(two, names):
+    for record, name in zip(two.json["images"], names, strict=True):
+        record["file_name"] = name
+    assert f"image 101 ({names[1]}): " in (message := two.error()) and "a/100.png already: is --images" in message
+
+
+def test_a_file_that_is_named_twice(two):
+    (two.folder / "link.png").symlink_to(two.folder / "100.png")
+    two.json["images"] += [{**two.json["images"][0], "id": n, "file_name": name} for n, name in enumerate(SAME)]
+    assert len(two.convert("--keep-empty")) == 5
 
 
 @pytest.mark.parametrize("how", ["parent", "absolute", "link", "linked folder", "encoded"])

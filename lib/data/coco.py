@@ -39,12 +39,12 @@ class Pictures:
 
     def __init__(self, folder: Path):
         self.folder, self.root = folder, folder.resolve()
-        self._names: dict[Path, str] = {}  # of the files that were found
+        self._asked: dict[str, str] = {}  # by the path of a file that was found, the path that was asked for
 
     def find(self, photo: Photograph) -> Path:
         """The photograph's file, by its path or, where no such path exists, by its bare name in the folder.
 
-        ValueError where there is none, where it lies outside of the folder, or is found by another name too.
+        ValueError where there is none, where it lies outside of the folder, or is taken for another path too.
         """
         plain = unquote(photo.file_name).replace("\\", "/")
         names = (photo.file_name, photo.file_name.replace("\\", "/"), plain, PurePosixPath(plain).name)
@@ -53,8 +53,9 @@ class Pictures:
             raise ValueError(f"{self.folder / names[1]} is missing: is --images its folder?")
         if not (real := path.resolve()).is_relative_to(self.root):
             raise ValueError(f"it leads out of {self.folder}, to {real}: copy the file into that folder")
-        if (other := self._names.setdefault(real, photo.file_name)) != photo.file_name:
-            raise ValueError(f"{path} is the file of {other} too: is --images their folder?")
+        asked = os.path.normpath(self.folder / plain)
+        if (other := self._asked.setdefault(os.path.normpath(path), asked)) != asked:
+            raise ValueError(f"{path} is taken for {other} already: is --images the folder of both?")
         return path
 
     def check(self, photo: Photograph) -> None:
