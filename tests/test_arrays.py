@@ -133,6 +133,13 @@ def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeyp
     assert Path(data.file.filename).is_relative_to(tmp_path / "machine") and (data[:] == values).all()
 
 
+def test_on_drive_a_file_without_an_entry_is_read_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "DRIVE", tmp_path.resolve())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (0, 300, 400), "u1", maxshape=(None, 300, 400), chunks=(1, 300, 400))
+    assert Path(quick_array(tmp_path / "a.h5").file.filename) == tmp_path / "a.h5"
+
+
 def test_a_copy_that_breaks_while_it_is_read_is_replaced_by_the_file(tmp_path, scenes, weights, capfd):
     for name in FILES.values():
         (tmp_path / name).write_bytes((scenes / name).read_bytes())
@@ -235,6 +242,6 @@ def test_a_split_of_a_folder_that_may_only_be_read(tmp_path, scenes, weights, mo
     monkeypatch.setattr(split, "write_split", refusing)
     drawn = split.load_split(tmp_path / "data", 12, config.data)
     (kept,) = copies(weights)
-    assert json.loads(kept.read_text()) == drawn and "the split is kept in" in capfd.readouterr().err
+    assert json.loads(kept.read_text()) == drawn and "its split is kept in" in capfd.readouterr().err
     assert split.load_split(tmp_path / "data", 12, config.data.replaced({"seed": 5})) == drawn
     assert split.load_split(tmp_path / "data", 11, config.data) != drawn  # the data have changed

@@ -191,7 +191,7 @@ def test_json_that_is_none_or_of_another_kind(three):
 def test_images_that_do_not_fit_the_json(three):
     photograph = three.folder / "102.png"
     Image.new("RGB", (600, 800)).save(photograph)
-    assert "image 102 (102.png) has 600 x 800 pixels, in the JSON 800 x 600" in three.error()
+    assert "image 102 (102.png): it has 600 x 800 pixels, in the JSON 800 x 600" in three.error()
     photograph.write_bytes(b"no picture")
     assert "102.png is not a readable picture" in three.error()
     photograph.write_bytes((three.folder / "101.png").read_bytes()[:300])

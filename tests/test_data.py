@@ -56,8 +56,8 @@ def test_what_is_written_is_read(tmp_path):
 def test_files_are_opened_lazily_and_do_not_travel(tmp_path):
     dataset = CourseDataset(write(tmp_path))
     clone = pickle.loads(pickle.dumps(dataset))
-    assert not clone._handles and torch.equal(clone[2][0], dataset[2][0])
-    assert isinstance(dataset._file("images"), h5py.Dataset)  # a handle, no array
+    assert not clone.pixels._files and torch.equal(clone[2][0], dataset[2][0])
+    assert isinstance(dataset.pixels.open("images"), h5py.Dataset)  # a handle, no array
 
 
 def test_a_failed_writer_leaves_the_old_files(tmp_path):
@@ -148,7 +148,9 @@ def test_boxes_of_two_images_among_many_that_are_swapped(tmp_path):
 def test_boxes_a_hair_outside_are_cut_off_and_said(tmp_path, capfd):
     data = CourseDataset(write(tmp_path, boxes=([39.5, 30, 140, 130], [200, 100, 260, 290], [-0.4, 0, 400.6, 300])))
     assert data.boxes[0][0].tolist() == [39.5, 30, 140, 130] and data.boxes[2].tolist() == [[0, 0, 400, 300]]
-    assert "1 box(es): " in (said := capfd.readouterr().err) and "image 2 has the box [-0.4, 0.0, 400.6, 300.0]" in said
+    assert (
+        "1 of 3 boxes: " in (said := capfd.readouterr().err) and "image 2 has the box [-0.4, 0.0, 400.6, 300.0]" in said
+    )
 
 
 def test_all_problems_are_named_up_to_ten(tmp_path):
@@ -230,6 +232,13 @@ def test_a_broken_split_is_named(tmp_path, text):
     (write(tmp_path) / "split.json").write_text(text)
     with pytest.raises(ValueError, match="split.json does not divide the 3 images.*delete it"):
         CourseDataset(tmp_path, "train")
+
+
+def test_a_split_without_one_of_the_names(tmp_path):
+    (write(tmp_path) / "split.json").write_text('{"train": [2, 0, 1]}')
+    assert CourseDataset(tmp_path, "train").indices == [2, 0, 1]
+    with pytest.raises(ValueError, match="has no images in its val split"):
+        CourseDataset(tmp_path, "val")
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xff", b"", b"[" * 100_000])

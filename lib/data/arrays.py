@@ -66,7 +66,7 @@ def quick_array(path: Path) -> h5py.Dataset:
     """The data set `data` of an HDF5 file, from its copy on a local disk where reading the file itself is slow."""
     data = open_array(path)
     slow = excess(data) > SLOW
-    if not (slow or path.resolve().is_relative_to(DRIVE)):
+    if not data.size or not (slow or path.resolve().is_relative_to(DRIVE)):
         return data
     stat, copy = path.stat(), copies_folder(path.parent) / path.name
     source = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])

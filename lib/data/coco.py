@@ -11,7 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -39,48 +39,32 @@ class Pictures:
 
     def __init__(self, folder: Path):
         self.folder, self.root = folder, folder.resolve()
-        self._given: dict[Path, str] = {}
-
-    @cached_property
-    def by_name(self) -> dict[str, list[Path]]:
-        """The paths of all files, in folders too, by their names in small letters."""
-        found: dict[str, list[Path]] = {}
-        for path in self.root.rglob("*"):
-            found.setdefault(path.name.casefold(), []).append(path)
-        return found
+        self._asked: dict[str, str] = {}  # by the path of a file that was found, the path that was asked for
 
     def find(self, photo: Photograph) -> Path:
-        """The photograph's file: by its path, or where no such path exists the only file of that name.
+        """The photograph's file, by its path or, where no such path exists, by its bare name in the folder.
 
-        ValueError where there is none, or where the path or a link in it leads out of the folder.
+        ValueError where there is none, where it lies outside of the folder, or is taken for another path too.
         """
-        slashed = photo.file_name.replace("\\", "/")
-        for name in dict.fromkeys((photo.file_name, slashed, unquote(slashed))):
-            if os.path.isfile(path := self.folder / name):
-                return self._inside(path, photo)
-        alike = self.by_name.get(PurePosixPath(unquote(slashed)).name.casefold(), [])
-        same = [path for path in alike if os.path.isfile(path)]
-        if len(same) != 1 or self._given.get(same[0].resolve(), photo.file_name) != photo.file_name:
-            several = f"; {len(same)} files in other folders have its name" if len(same) > 1 else ""
-            raise ValueError(f"{path} is missing: is --images its folder?{several}")
-        return self._inside(same[0], photo)
-
-    def _inside(self, path: Path, photo: Photograph) -> Path:
+        plain = unquote(photo.file_name).replace("\\", "/")
+        names = (photo.file_name, photo.file_name.replace("\\", "/"), plain, PurePosixPath(plain).name)
+        path = next((self.folder / name for name in names if os.path.isfile(self.folder / name)), None)
+        if path is None:
+            raise ValueError(f"{self.folder / names[1]} is missing: is --images its folder?")
         if not (real := path.resolve()).is_relative_to(self.root):
             raise ValueError(f"it leads out of {self.folder}, to {real}: copy the file into that folder")
-        self._given.setdefault(real, photo.file_name)
+        asked = os.path.normpath(self.folder / plain)
+        if (other := self._asked.setdefault(os.path.normpath(path), asked)) != asked:
+            raise ValueError(f"{path} is taken for {other} already: is --images the folder of both?")
         return path
 
     def check(self, photo: Photograph) -> None:
         """ValueError where the photograph is missing or, by its header, unreadable or not of the size declared."""
-        try:
-            sizes = picture_sizes(self.find(photo))
-        except ValueError as error:
-            raise ValueError(f"{photo.name}: {error}") from None
+        sizes = picture_sizes(self.find(photo))
         if photo.size not in sizes:
             (width, height), (declared_width, declared_height) = sizes[0], photo.size
-            have = f"has {width} x {height} pixels, in the JSON {declared_width} x {declared_height}"
-            raise ValueError(f"{photo.name} {have}: use the image as it was annotated")
+            have = f"it has {width} x {height} pixels, in the JSON {declared_width} x {declared_height}"
+            raise ValueError(f"{have}: use the image as it was annotated")
 
 
 def convert_image(
@@ -160,8 +144,7 @@ def _usable(
             if limit is None or found < limit:  # better missed now than in an hour
                 pictures.check(photo)
         except ValueError as error:
-            report.broken.append(str(error))
-            report.leave_out(photo, coco_json.UNUSABLE)
+            report.leave_out_broken(photo, error)
         else:
             found += 1
             yield photo
@@ -187,8 +170,7 @@ def _write(
         try:
             lost, reason, example = next(converted).result()
         except ValueError as error:
-            report.broken.append(f"{photo.name}: {error}")
-            report.leave_out(photo, coco_json.UNUSABLE)
+            report.leave_out_broken(photo, error)
             continue
         report.objects += lost
         if example:

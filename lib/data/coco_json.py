@@ -3,7 +3,6 @@
 Ids match where they are the same number or text, 1 and "1" too; names of categories in any case, with any blanks.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ class Photograph(NamedTuple):
     file_name: str
     size: tuple[int, int]  # (width, height), as declared
     objects: list[tuple[list | dict, int]]  # segmentation and label
-    spoilt: list[str]  # why objects of these classes are not among them
+    spoilt: list[str]  # why others of these classes are not among them
 
 
 class Report:
@@ -63,23 +62,26 @@ class Report:
         self.images[reason] += 1
         self.objects[WITH_IMAGE] += len(photo.objects)
 
-    def lost(self) -> list[tuple[str, int, int]]:
-        """Reasons, each with the images and objects that it has left out."""
-        return [(r, self.images[r], self.objects[r]) for r in ADVICE if self.images[r] or self.objects[r]]
+    def leave_out_broken(self, photo: Photograph, error: ValueError) -> None:
+        """Count an image that cannot be used, and say why."""
+        self.broken.append(f"{photo.name}: {error}")
+        self.leave_out(photo, UNUSABLE)
+
+    def lost(self) -> dict[str, tuple[int, int]]:
+        """By reason, the images and objects that are left out."""
+        return {r: (self.images[r], self.objects[r]) for r in ADVICE if self.images[r] or self.objects[r]}
 
     def advice(self) -> str:
-        """The reasons, the most frequent first, each with its mend."""
-        often = sorted(self.lost(), key=lambda row: -max(row[1:]))
-        counts = [
-            (reason, f"{i} image(s)" if i else f"{o} object(s)") for reason, i, o in often if reason != WITH_IMAGE
-        ]
-        return "; ".join(f"{count} {reason}: {ADVICE[reason]}" for reason, count in counts)
+        """The reasons, each with its mend."""
+        counts = {r: f"{i} image(s)" if i else f"{o} object(s)" for r, (i, o) in self.lost().items()}
+        return "; ".join(f"{count} {r}: {ADVICE[r]}" for r, count in counts.items() if r != WITH_IMAGE)
 
     def table(self, images: int, objects: int) -> str:
         """All that was read, and what was written of it."""
-        rows: list[tuple] = [("read", images + self.images.total(), objects + self.objects.total())]
-        rows += [(f"left out: {reason}", *counts) for reason, *counts in self.lost()] + [("written", images, objects)]
-        lines = [f"{'':44}    images   objects", *(f"{name:44}{i:10}{o:10}" for name, i, o in rows)]
+        rows = {"read": (images + self.images.total(), objects + self.objects.total())}
+        rows |= {f"left out: {reason}": counts for reason, counts in self.lost().items()}
+        rows["written"] = (images, objects)
+        lines = [f"{'':44}    images   objects", *(f"{name:44}{i:10}{o:10}" for name, (i, o) in rows.items())]
         if self.not_asked:
             lines.append("not asked for: " + ", ".join(f"{name} ({n})" for name, n in self.not_asked.most_common()))
         return "\n".join([*lines, *(f"unusable: {text}" for text in self.broken)])
@@ -127,9 +129,7 @@ def class_labels(option: str | None, names: list[str], where: object) -> tuple[t
         pairs = {name.strip(): (kind if equals else name).strip() for name, equals, kind in halves}
     for name in pairs:
         if plain(name) not in known:
-            near = difflib.get_close_matches(plain(name), known, 1)
-            did = f"did you mean {known[near[0]]!r}?" if near else f"it has {', '.join(names) or 'none'}"
-            raise ValueError(f"--classes: {where} has no category {name!r}; {did}")
+            raise ValueError(f"--classes: {where} has no category {name!r}; it has {', '.join(names) or 'none'}")
     classes = checked_classes(list(dict.fromkeys(pairs.values())), "--classes")
     return classes, {plain(name): classes.index(kind) + 1 for name, kind in pairs.items()}
 
@@ -149,9 +149,9 @@ def _load_json(path: Path) -> dict:
     return coco
 
 
-def _check_fields(item: Any, kind: str, n: int) -> None:
+def _check_fields(item: Any, kind: str, where: str) -> None:
     if absent := [field for field in FIELDS[kind] if not isinstance(item, dict) or field not in item]:
-        raise ValueError(f"item {n} of '{kind}' has no '{absent[0]}': export it again")
+        raise ValueError(f"{where} of '{kind}' has no '{absent[0]}': export it again")
 
 
 def _key(value: Any) -> str | None:
@@ -165,10 +165,7 @@ def _categories(items: list, path: Path) -> dict[str, str]:
     """The names of the categories by id, in the ids' order."""
     names: dict[str, str] = {}
     for n, item in enumerate(items):
-        try:
-            _check_fields(item, "categories", n)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        _check_fields(item, "categories", f"{path}: item {n}")
         key, name = _key(item["id"]), item["name"]
         if key is None or type(name) not in (str, int) or names.setdefault(key, str(name)) != str(name):
             raise ValueError(f"{path}: category {item!r:.200}: give it an id of its own, and a text as its name")
@@ -182,14 +179,9 @@ def _photographs(items: list, report: Report) -> dict[str | None, Photograph | N
         key = _key(item.get("id")) if isinstance(item, dict) else None
         try:
             photo = _photograph(item, n)
-            other = found.setdefault(key, photo)
-            if other != photo:
-                both = (
-                    f"{other.name} and {photo.name} have the same id"
-                    if other
-                    else f"{photo.name} has the id of another"
-                )
-                raise ValueError(f"{both}: give each image, and its annotations, an id of its own")
+            if (other := found.setdefault(key, photo)) != photo:
+                whose = f"{photo.name} has the id of {other.name if other else 'another'}"
+                raise ValueError(f"{whose}: give each image, and its annotations, an id of its own")
         except ValueError as error:
             report.broken.append(str(error))
             report.images[UNUSABLE] += 2 if found.get(key) else 1
@@ -199,7 +191,7 @@ def _photographs(items: list, report: Report) -> dict[str | None, Photograph | N
 
 def _photograph(item: Any, n: int) -> Photograph:
     """An item of the JSON's images; ValueError where it has no such id, file or size."""
-    _check_fields(item, "images", n)
+    _check_fields(item, "images", f"item {n}")
     name, file_name = f"image {item['id']!s:.60} ({item['file_name']!s:.200})", item["file_name"]
     if _key(item["id"]) is None:
         raise ValueError(f"{name}, item {n} of 'images': its id is neither a number nor a text")
@@ -217,7 +209,7 @@ def _add_object(
     labels: Mapping[str, int], report: Report,
 ) -> None:  # fmt: skip
     """Give an annotation to its image, or count why not; ValueError where it cannot be used."""
-    _check_fields(item, "annotations", n)
+    _check_fields(item, "annotations", f"item {n}")
     what = f"annotation {item['id']!s:.60}" if "id" in item else f"item {n} of 'annotations'"
     for field, ids in (("image_id", photographs), ("category_id", names)):
         if (key := _key(item[field])) is None or key not in ids:

@@ -25,11 +25,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
-    """A picture whose pixels are not read yet, and its EXIF orientation; whatever fails becomes a ValueError."""
+def _opened(path: Path) -> Iterator[tuple[Image.Image, int, tuple[int, int]]]:
+    """A picture whose pixels are not read yet, its EXIF orientation, its size upright; what fails is a ValueError."""
     try:
         with Image.open(path, formats=KINDS) as file:
-            yield file, file.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+            yield file, orientation, file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
     except Image.DecompressionBombError:
         fix = "shrink it, for example to half its width and height"
         raise ValueError(f"{path} has more than {MOST_PIXELS:,} pixels: {fix}") from None
@@ -39,12 +40,8 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
 
 def picture_sizes(path: Path) -> list[tuple[int, int]]:
     """A picture's (width, height) upright and as it is stored, from its header; ValueError without one."""
-    with _opened(path) as (file, orientation):
-        return [_upright(file.size, orientation), file.size]
-
-
-def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return size[::-1] if orientation in (5, 6, 7, 8) else size
+    with _opened(path) as (file, _, upright):
+        return [upright, file.size]
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -53,8 +50,7 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     `size` is the (width, height) that its objects were annotated in: where the picture has it only as it is stored, it
     is not turned. ValueError for a file that is unreadable, of another size, or larger than 100 megapixels.
     """
-    with _opened(path) as (file, orientation):
-        upright = _upright(file.size, orientation)
+    with _opened(path) as (file, orientation, upright):
         if size not in (None, upright, file.size):
             raise ValueError(f"it has {upright[0]} x {upright[1]} pixels, not {size[0]} x {size[1]}")
         if size == upright == file.size and orientation in range(2, 9):

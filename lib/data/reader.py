@@ -9,6 +9,7 @@ arrays with one entry an image. Targets follow torchvision's detection conventio
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -21,12 +22,60 @@ from lib.data import objects
 from lib.data.arrays import open_array, quick_array
 from lib.data.batches import Examples
 from lib.data.classes import read_classes
-from lib.data.objects import CLIPPED, EMPTY, FILES, Problem
+from lib.data.objects import CLIPPED, EMPTY, FILES, SHAPES, Problem, data_file
 from lib.data.split import SPLIT_FILE, load_split
 from lib.machine.errors import listed, say_once
-from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 _PROBED_MASKS = 4000  # masks that are compared with their boxes when a data set is opened: about a second
+
+
+class Pixels:
+    """The images and masks of a folder, whose images have `counts` objects; opened when they are first read."""
+
+    def __init__(self, folder: Path, counts: Sequence[int]):
+        self.folder = folder
+        self.first_mask = np.cumsum([0, *counts])  # masks are stored in the order of the labels
+        self._files: dict[tuple[int, str], h5py.Dataset] = {}  # by process and kind
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}  # open files do not travel to another process
+
+    def image(self, n: int) -> np.ndarray:
+        """Image n (3, H, W) uint8; ValueError where it is damaged."""
+        return self._read("images", n)
+
+    def masks(self, n: int) -> np.ndarray:
+        """The masks (G, H, W) of image n: 1 where what is stored is not zero; ValueError where they are damaged."""
+        return (self._read("masks", slice(*self.first_mask[n : n + 2])) != 0).view(np.uint8)
+
+    def _read(self, kind: str, rows: int | slice) -> np.ndarray:
+        """Entries of a file. A damaged copy goes, and the file itself is read."""
+        data = self.open(kind)
+        try:
+            return data[rows]
+        except Exception as error:  # HDF5 raises almost anything on a damaged file
+            path, own = Path(data.file.filename), self.folder / FILES[kind]
+            if path == own:
+                raise ValueError(f"{path} is damaged at {rows} ({error}): copy or download it again") from None
+        say_once(f"{path} is damaged: it is deleted, and {own} read instead until this data set is opened again")
+        path.unlink(missing_ok=True)
+        self._files[os.getpid(), kind] = open_array(own)
+        return self._read(kind, rows)
+
+    def open(self, kind: str) -> h5py.Dataset:
+        """The open HDF5 data set; a forked loader process opens its own."""
+        if (key := (os.getpid(), kind)) not in self._files:
+            self._files[key] = quick_array(data_file(self.folder, kind))
+        return self._files[key]
+
+    def check(self, kind: str) -> None:
+        """ValueError unless images are uint8, masks whole numbers or bool, and as many as there should be."""
+        data = open_array(path := data_file(self.folder, kind))
+        count = self.first_mask[-1] if kind == "masks" else len(self.first_mask) - 1
+        shape, fits = (int(count), *SHAPES[kind]), data.dtype == "u1" or (kind == "masks" and data.dtype.kind in "uib")
+        if data.shape != shape or not fits:
+            wanted = f"by the labels it is uint8 {shape}" + ", 0 outside of an object" * (kind == "masks")
+            raise ValueError(f"{path} holds {data.dtype} {data.shape}, {wanted}: are the four files of the same set?")
 
 
 class CourseDataset(Examples):
@@ -47,14 +96,9 @@ class CourseDataset(Examples):
         may_be_empty=False,
     ):  # fmt: skip
         self.folder, self.with_masks = Path(folder), with_masks
-        self._handles: dict[str, h5py.Dataset] = {}
-        self._process = os.getpid()
-        for kind in FILES:
-            check_there(self.folder, kind)
         self.classes = read_classes(self.folder)
-        labels = objects.load_labels(self.folder / FILES["labels"])
-        boxes = objects.load_boxes(self.folder / FILES["boxes"])
-        self._first_mask = np.cumsum([0, *map(len, labels)])  # masks are stored in the order of the labels
+        labels, boxes = objects.load_labels(self.folder), objects.load_boxes(self.folder)
+        self.pixels = Pixels(self.folder, [len(v) for v in labels])
         self._verify(labels, boxes)
         self.labels, self.boxes = [v.astype(np.int64) for v in labels], objects.in_frame(boxes)
         self._verify_masks()
@@ -69,95 +113,39 @@ class CourseDataset(Examples):
         return str(self.folder)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        return torch.from_numpy(self._read("images", self.indices[i])), self.target(i)
+        return torch.from_numpy(self.pixels.image(self.indices[i])), self.target(i)
 
     def target(self, i: int) -> dict:
         """An item's target alone: its image is not read."""
         n = self.indices[i]
         target = {"boxes": torch.from_numpy(self.boxes[n]), "labels": torch.from_numpy(self.labels[n]), "image_id": n}
         if self.with_masks:
-            target["masks"] = torch.from_numpy(self._masks(n))
+            target["masks"] = torch.from_numpy(self.pixels.masks(n))
         return target
 
-    def _masks(self, n: int) -> np.ndarray:
-        """The masks (G, H, W) of image n: 1 where what is stored is not zero."""
-        return (self._read("masks", slice(*self._first_mask[n : n + 2])) != 0).view(np.uint8)
-
-    def _read(self, kind: str, rows: int | slice) -> np.ndarray:
-        """Entries of a file; ValueError where they are damaged. A damaged copy goes, and the file itself is read."""
-        data = self._file(kind)
-        try:
-            return data[rows]
-        except Exception as error:  # HDF5 raises almost anything on a damaged file
-            path, own = Path(data.file.filename), self.folder / FILES[kind]
-            if path == own:
-                raise ValueError(f"{path} is damaged at {rows} ({error}): copy or download it again") from None
-        say_once(f"{path} is damaged: it is deleted, and {own} read instead until this data set is opened again")
-        path.unlink(missing_ok=True)
-        self._handles[kind] = open_array(own)
-        return self._read(kind, rows)
-
-    def _file(self, kind: str) -> h5py.Dataset:
-        """The open HDF5 data set; a forked loader process opens its own."""
-        if self._process != os.getpid():
-            self._handles, self._process = {}, os.getpid()
-        if kind not in self._handles:
-            self._handles[kind] = quick_array(self.folder / FILES[kind])
-        return self._handles[kind]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handles": {}}  # open files do not travel to another process
-
     def _verify(self, labels: list[np.ndarray], boxes: list[np.ndarray]) -> None:
-        """The four files describe the same images: counts, labels and boxes as stored, shapes."""
-        if len(boxes) != len(labels):
-            raise ValueError(f"{self.folder / FILES['boxes']} has {len(boxes)} images, the label file {len(labels)}")
-        for kind, count in (("images", len(labels)), ("masks", int(self._first_mask[-1]))):
-            check_shape(self.folder / FILES[kind], open_array(self.folder / FILES[kind]), kind, count)
+        """The four files describe the same images: shapes and counts, labels and boxes as stored."""
+        for kind in SHAPES:
+            self.pixels.check(kind)
         problems = objects.find_problems(labels, boxes, len(self.classes))
-        clipped = [problem for problem in problems if problem.kind == CLIPPED]
-        self._refuse([problem.text for problem in problems if problem.kind != CLIPPED], clipped)
-        for kind in ("images", "masks"):
-            self._file(kind)  # copied now, if at all
-        if clipped:
-            say_once(f"{self.folder}: {len(clipped)} box(es): {listed([problem.text for problem in clipped])}")
+        self._report(problems, all(problem.kind == CLIPPED for problem in problems), f"{sum(map(len, boxes))} boxes")
+        for kind in SHAPES:
+            self.pixels.open(kind)  # copied now, if at all
 
     def _verify_masks(self) -> None:
         """Masks lie in their boxes: all of a set of the course's size, of a larger one some, evenly spread."""
-        images = np.flatnonzero(np.diff(self._first_mask))
-        some = max(1, int(self._first_mask[-1]) // _PROBED_MASKS)
-        pairs: list[Problem | None] = []
-        for n in images[::some].tolist():
-            pairs += [
-                objects.mask_problem(mask, box, n) for mask, box in zip(self._masks(n), self.boxes[n], strict=True)
-            ]
-        problems = [problem for problem in pairs if problem]
-        empty = [problem.text for problem in problems if problem.kind == EMPTY]
-        self._refuse(
-            [problem.text for problem in problems if problem.kind != EMPTY] or empty * (len(empty) == len(pairs))
-        )
-        if empty:
-            say_once(
-                f"{len(empty)} of {len(pairs)} masks: {listed(empty)}; `python -m lib check {self.folder}` lists all"
-            )
+        first = self.pixels.first_mask
+        images = np.flatnonzero(np.diff(first))[:: max(1, int(first[-1]) // _PROBED_MASKS)].tolist()
+        problems = [p for n in images for p in objects.mask_problems(self.pixels.masks(n), self.boxes[n], n)]
+        count = sum(len(self.boxes[n]) for n in images)
+        some_empty = len(problems) < count and all(problem.kind == EMPTY for problem in problems)
+        self._report(problems, some_empty or not count, f"{count} masks")
 
-    def _refuse(self, problems: list[str], also=()) -> None:
+    def _report(self, problems: list[Problem], harmless: bool, of: str) -> None:
+        """Say what was found where it is harmless, else raise ValueError."""
+        found = listed([problem.text for problem in problems])
+        command = f"`python -m lib check {self.folder}` lists all"
+        if not harmless:
+            raise ValueError(f"{self.folder}: {found}. {command}, its --repair writes a cleaned copy")
         if problems:
-            command = f"`python -m lib check {self.folder}` lists all, its --repair writes a cleaned copy"
-            raise ValueError(f"{self.folder}: {listed([*problems, *map(str, also)])}. {command}")
-
-
-def check_there(folder: Path, kind: str) -> None:
-    """FileNotFoundError where one of the four files is missing."""
-    if not (folder / FILES[kind]).is_file():
-        missing = f"{FILES[kind]} is missing: it is looked for in {folder.resolve()}; put the course's file there"
-        command = f"python -m lib scenes --out {folder} --images 1000 --seed 0"
-        raise FileNotFoundError(f"{missing}, or write built-in scenes with `{command}`")
-
-
-def check_shape(path: Path, data: h5py.Dataset, kind: str, count: int) -> None:
-    """ValueError unless images are uint8 (I, 3, H, W), masks whole numbers or bool (J, H, W), as many as `count`."""
-    shape = (count, *(3,) * (kind == "images"), IMAGE_HEIGHT, IMAGE_WIDTH)
-    if data.shape != shape or (data.dtype != np.uint8 if kind == "images" else data.dtype.kind not in "uib"):
-        wanted = f"by the labels it is uint8 {shape}" + ", 0 outside of an object" * (kind == "masks")
-        raise ValueError(f"{path} holds {data.dtype} {data.shape}, {wanted}: are the four files of the same set?")
+            say_once(f"{self.folder}: {len(problems)} of {of}: {found}; {command}")

@@ -15,9 +15,7 @@ import numpy as np
 
 _SIZES = {0: b"(.N\x88\x89]aetRb)\x85\x86\x87\x93\x94", 1: b"\x80Khq", 2: b"M", 4: b"Jjr", 8: b"G\x95"}
 _ARGUMENT = {code: size for size, codes in _SIZES.items() for code in codes}  # bytes that follow an instruction
-_COUNTED = {
-    code: size for size, codes in ((1, b"CU\x8c\x8a"), (4, b"BTX")) for code in codes
-}  # a length, so many bytes
+_COUNTED = {**dict.fromkeys(b"CU\x8c\x8a", 1), **dict.fromkeys(b"BTX", 4)}  # bytes of a length, so many bytes follow
 _PUT, _GLOBAL = ord("r"), ord("c")
 _DEEPEST = 6  # lists in lists
 
@@ -35,30 +33,27 @@ class _Kind:
 
 
 class _Array:
-    """An array's values: flat numbers, or a list, with its shape."""
+    """An array's values: numbers in an array, or a list of objects with its shape."""
 
     def __init__(self, *_: object):
         self.shape: tuple[int, ...] = (0,)
-        self.values: Any = np.empty(0)
+        self.values: Any = []
 
     def __setstate__(self, state: tuple) -> None:
         *_, self.shape, kind, by_column, values = state
-        if kind.dtype.hasobject:
+        if not kind.dtype.hasobject:
+            order: Any = "F" if by_column else "C"
+            self.values = np.frombuffer(_bytes(values), kind.dtype).reshape(self.shape, order=order)
+        elif math.prod(self.shape) == len(values) and min(self.shape, default=0) >= 0:
             self.values = values  # a list may be that of many arrays: it is not copied
         else:
-            values = np.frombuffer(_bytes(values), kind.dtype)
-            self.values = values.reshape(self.shape, order="F" if by_column else "C").ravel()
-        whole = (
-            {*map(type, self.shape)} <= {int}
-            and min(self.shape, default=0) >= 0
-            and isinstance(self.values, (list, np.ndarray))
-        )
-        if not whole or math.prod(self.shape) != len(self.values):
-            raise pickle.UnpicklingError(f"has {len(self.values)} values for the shape {self.shape!r:.100}")
+            raise pickle.UnpicklingError(f"has {len(values)} values for the shape {self.shape!r:.100}")
 
     def rows(self) -> list:
         """The entries along the first axis."""
-        if len(self.shape) == 1 and isinstance(self.values, list):
+        if isinstance(self.values, np.ndarray):
+            return [row.ravel() for row in self.values]
+        if len(self.shape) == 1:
             return self.values
         step = math.prod(self.shape[1:])
         return [self.values[i * step : (i + 1) * step] for i in range(self.shape[0])]
@@ -77,7 +72,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Lets nothing but numpy arrays come out of a pickle: every other name it asks for is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        makers = {"ndarray": "an array", "dtype": _Kind, "_reconstruct": _Array, "scalar": _scalar}
+        makers = {"ndarray": object, "dtype": _Kind, "_reconstruct": _Array, "scalar": _scalar}
         if name in makers and module in {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}:
             return makers[name]
         if (module, name) == ("_codecs", "encode"):
@@ -134,8 +129,8 @@ def _load(content: bytes) -> np.ndarray:
         loaded = _ArrayUnpickler(io.BytesIO(code), encoding="latin1").load()
     else:
         loaded, kind = _Array(), _Kind(dtype.str[1:])
+        kind.dtype = dtype  # with its order of bytes
         loaded.__setstate__((shape, kind, by_column, code))
-        loaded.values = loaded.values.view(dtype)
     if isinstance(loaded, _Array) and loaded.shape == ():  # one list in a box
         (loaded,) = loaded.values
     rows = loaded.rows() if isinstance(loaded, _Array) and loaded.shape[0] <= len(content) else loaded
@@ -143,26 +138,23 @@ def _load(content: bytes) -> np.ndarray:
         raise ValueError(f"holds {type(rows).__name__}")
     left = [max(10**6, 8 * len(content))]  # numbers that may come: a list can be named many times
     column = np.empty(len(rows), object)
-    column[:] = [row if isinstance(row, np.ndarray) else _joined(row, left) for row in rows]
+    column[:] = [_joined(row, left) for row in rows]
     return column
 
 
 def _joined(value: Any, left: list[int], depth: int = 0) -> np.ndarray:
     """An array, or numbers in nested lists, tuples and arrays as one flat array; `left` counts down."""
     if isinstance(value, _Array):
-        value = value.values if isinstance(value.values, list) else value.values.reshape(value.shape)
-    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        if len(value) > left[0]:
-            raise ValueError("it swells when it is read")
-        if all(type(v) in (int, float) for v in value):
-            value = np.array(value, float)
-        else:
-            return np.concatenate([np.empty(0), *(_joined(v, left, depth + 1).ravel() for v in value)])
+        value = value.values
     if type(value) in (int, float):
-        value = np.array([value], float)
-    if not isinstance(value, np.ndarray):
+        value = [value]
+    if not isinstance(value, (np.ndarray, list, tuple)) or depth > _DEEPEST:
         raise ValueError(f"an image has {type(value).__name__}")
-    left[0] -= value.size + 1
+    left[0] -= 1 + (value.size if isinstance(value, np.ndarray) else len(value))
     if left[0] < 0:
         raise ValueError("it swells when it is read")
-    return value
+    if isinstance(value, np.ndarray):
+        return value
+    if all(type(v) in (int, float) for v in value):
+        return np.array(value, float)
+    return np.concatenate([_joined(v, left, depth + 1).ravel() for v in value])

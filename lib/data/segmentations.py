@@ -41,20 +41,15 @@ def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) in (int, float) for v in values)
 
 
-def _pairs(values: Any) -> bool:
-    return isinstance(values, list) and all(_numbers(v) and len(v) == 2 for v in values)
-
-
-def _flattened(segmentation: list, depth: int = 0) -> list[list[float]]:
+def _flattened(values: Any, depth: int = 0) -> list[list[float]]:
     """The flat lists of numbers in nested lists; a list of points is one."""
-    if _pairs(segmentation) and (depth or len(segmentation) > 2):
-        return [sum(segmentation, [])]
-    shapes: list[list[float]] = []
-    for shape in segmentation:
-        if not isinstance(shape, list) or not shape or depth > 2:
-            raise ValueError("its lists hold something else than coordinates")
-        shapes += [shape] if _numbers(shape) else _flattened(shape, depth + 1)
-    return shapes
+    if not isinstance(values, list) or not values or depth > 3:
+        raise ValueError("its lists hold something else than coordinates")
+    if _numbers(values):
+        return [values]
+    if all(_numbers(point) and len(point) == 2 for point in values) and (depth or len(values) > 2):
+        return [[number for point in values for number in point]]
+    return [shape for part in values for shape in _flattened(part, depth + 1)]
 
 
 def _corners(four: np.ndarray, box: Any) -> np.ndarray:
@@ -67,7 +62,7 @@ def _corners(four: np.ndarray, box: Any) -> np.ndarray:
 
 
 def _checked_rle(rle: dict, height: int, width: int) -> dict:
-    """The RLE, if its runs fill h x w."""
+    """The RLE in its compressed form, if its runs fill h x w."""
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
         raise ValueError(f"its size is {size!r:.60}, that of the image {[height, width]}")
@@ -79,7 +74,7 @@ def _checked_rle(rle: dict, height: int, width: int) -> dict:
         raise ValueError("its counts are neither text nor whole numbers")
     if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError("its run lengths do not fill the image")
-    return {"size": size, "counts": counts}
+    return {"size": size, "counts": counts} if isinstance(counts, str) else rle_tools.frPyObjects(rle, height, width)
 
 
 def _runs(text: str) -> np.ndarray:
@@ -101,9 +96,8 @@ def _runs(text: str) -> np.ndarray:
 
 def decode(segmentation: list[list[float]] | dict, height: int, width: int) -> np.ndarray:
     """A segmentation that was checked -> its mask (h, w) uint8 of 0 and 1."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-        return rle_tools.decode(segmentation)
     if not segmentation:
         return np.zeros((height, width), np.uint8)
-    codes = rle_tools.frPyObjects(segmentation, height, width)
-    return rle_tools.decode(rle_tools.merge(codes) if isinstance(codes, list) else codes)
+    if isinstance(segmentation, list):
+        segmentation = rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width))
+    return rle_tools.decode(segmentation)

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,33 @@ def load_split(folder: str | Path, count: int, config: DataConfig) -> dict[str, 
 
     Where the folder may only be read, the split is kept in the folder of its copies.
     """
-    path, elsewhere = Path(folder) / SPLIT_FILE, copies_folder(folder) / SPLIT_FILE
-    for stored in (path, elsewhere):
-        if stored.is_file():
-            split = read_json(stored)
-            if divides(split, count):
-                return split
-            if stored == path:
-                what = f"the {count} images of this folder into {SPLITS}"
-                raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
+    elsewhere = copies_folder(folder)
+    if (split := stored_split(folder, count)) is not None:
+        return split
+    with suppress(ValueError):  # one of an earlier state of the data
+        if (split := stored_split(elsewhere, count)) is not None:
+            return split
     split = _drawn(count, config)
     try:
         write_split(folder, split)
     except OSError as error:
-        say_once(f"{path} cannot be written ({error}): the split is kept in {elsewhere}")
-        write_split(elsewhere.parent, split)
+        say_once(f"{folder} cannot be written to ({error}): its split is kept in {elsewhere}")
+        write_split(elsewhere, split)
     return split
 
 
-def divides(split: Any, count: int) -> bool:
+def stored_split(folder: str | Path, count: int) -> dict[str, list[int]] | None:
+    """The split in a folder, None without one; ValueError where it does not divide `count` images."""
+    path = Path(folder) / SPLIT_FILE
+    if not path.is_file():
+        return None
+    if not _divides(split := read_json(path), count):
+        what = f"the {count} images of this folder into {SPLITS}"
+        raise ValueError(f"{path} does not divide {what}: delete it to draw a new one")
+    return {name: split.get(name, []) for name in SPLITS}
+
+
+def _divides(split: Any, count: int) -> bool:
     """Whether this is a dict of lists that hold each image's number once."""
     if not isinstance(split, dict) or not all(isinstance(split.get(name, []), list) for name in SPLITS):
         return False

@@ -8,11 +8,10 @@ import h5py
 import numpy as np
 
 from lib.data.classes import write_classes
-from lib.data.reader import FILES
+from lib.data.objects import FILES, SHAPES
 from lib.data.split import SPLIT_FILE
 from lib.machine.files import written_whole
 from lib.maskrcnn import COURSE_CLASSES
-from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH
 
 
 class CourseWriter:
@@ -31,8 +30,8 @@ class CourseWriter:
         self._stack = ExitStack()
         places = {kind: written_whole(self.folder / name) for kind, name in FILES.items()}
         self._parts = {kind: self._stack.enter_context(place) for kind, place in places.items()}
-        self._h5 = {kind: h5py.File(self._parts[kind], "w") for kind in ("images", "masks")}
-        for kind, shape in (("images", (3, IMAGE_HEIGHT, IMAGE_WIDTH)), ("masks", (IMAGE_HEIGHT, IMAGE_WIDTH))):
+        self._h5 = {kind: h5py.File(self._parts[kind], "w") for kind in SHAPES}
+        for kind, shape in SHAPES.items():
             growing = {"maxshape": (None, *shape), "chunks": (1, *shape), "compression": "gzip", "compression_opts": 1}
             self._h5[kind].create_dataset("data", (0, *shape), "uint8", **growing)
         return self

@@ -28,7 +28,7 @@ def say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def listed(problems: Sequence[str], more: str = "") -> str:
+def listed(problems: Sequence[str]) -> str:
     """The first ten problems and how many more there are, as part of one sentence."""
-    rest = f"; and {len(problems) - NAMED} more{more}" if len(problems) > NAMED else ""
-    return "; ".join(problems[:NAMED]) + rest
+    rest = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+    return "; ".join([*problems[:NAMED], *rest])
