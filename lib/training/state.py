@@ -21,16 +21,14 @@ _AVERAGES = "optimizer."  # how the names of the optimiser's tensors begin
 
 def save_state(folder: Path, model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, record: dict) -> None:
     """Write a state; `record["saves"]` counts those of this training. ValueError where a parameter is not finite."""
-    if bad := not_finite(model):
+    tensors = dict(model)
+    for number, averages in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_AVERAGES}{number}.{name}": value for name, value in averages.items()}
+    if bad := not_finite(tensors):
         raise ValueError(f"{bad} is NaN or infinite after this step: lower the learning rate; the last state is kept")
-    averages = {
-        f"{_AVERAGES}{number}.{name}": value
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
     for saves in (record["saves"], *[0] * (record["saves"] == 1)):  # the first state of a training replaces all there
         _slot(folder, saves).unlink(missing_ok=True)  # else the other one is younger
-    save_tensors({**model, **averages}, _slot(folder, record["saves"]), {"record": json.dumps(record)})
+    save_tensors(tensors, _slot(folder, record["saves"]), {"record": json.dumps(record)})
     write_json(record, folder / "stage.json")
 
 
