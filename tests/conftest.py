@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 import traceback
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from tqdm import tqdm
 
 from lib.config import STAGES, Config, load_config
 from lib.data.scenes import write_scenes
@@ -108,6 +110,7 @@ def forked(work, *arguments, said: Path, environment: dict[str, str] | None = No
         sys.stdout = sys.stderr = open(said, "a", buffering=1)
         os.environ |= environment or {}
         gc.freeze()  # what others left behind need not be looked through
+        tqdm.set_lock(threading.RLock())  # its own is shared with forks: one that is killed would keep it for ever
         AcceleratorState._reset_state(reset_partial_state=True)
         work(*arguments, **options)
         status = 0
