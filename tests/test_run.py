@@ -15,6 +15,7 @@ from lib.config import load_config
 from lib.data import sources
 from lib.data.reader import FILES
 from lib.data.sources import ensure_data, weights_folder
+from lib.data.split import write_split
 from lib.machine.folders import root
 from lib.notebook.execute import NOTEBOOKS, NotebookError, execute
 
@@ -123,16 +124,19 @@ def test_a_failing_cell_is_named_and_the_earlier_notebook_kept(project):
 
 
 def test_scenes_are_written_once_and_never_over_data(monkeypatch, tmp_path):
-    calls = []
+    calls, folder, write = [], tmp_path / "synthetic", sources.write_scenes
     monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
-    monkeypatch.setattr(sources, "write_scenes", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(sources, "write_scenes", lambda *arguments: calls.append(arguments) or write(*arguments))
     config = load_config("demo", ["data.images=5", "data.seed=3"])
-    assert ensure_data("synthetic", config) == tmp_path / "synthetic"
-    assert calls == [(tmp_path / "synthetic", 5, 3)]
-    (tmp_path / "synthetic").mkdir()
-    (tmp_path / "synthetic" / FILES["labels"]).touch()
-    ensure_data("synthetic", config)
-    ensure_data("course", config)
+    assert ensure_data("synthetic", config) == ensure_data("synthetic", config) == folder
+    assert calls == [(folder, 5, 3)]
+    write_split(folder, {"train": range(5)})
+    with pytest.raises(ValueError, match="split.json has no images in its val and test split: delete that file"):
+        ensure_data("synthetic", config)
+    (folder / FILES["labels"]).unlink()
+    for source in ("synthetic", "course"):
+        with pytest.raises(FileNotFoundError, match=f"is missing: it is looked for in {tmp_path / source}"):
+            ensure_data(source, config)
     assert len(calls) == 1
 
 
