@@ -151,7 +151,7 @@ def test_the_command_says_what_is_wrong(scenes, tmp_path, arguments, message):
 
 
 def test_missing_data(tmp_path):
-    with pytest.raises(SystemExit, match="error: hw3_mycocodata_img.*is missing"):
+    with pytest.raises(SystemExit, match="error: hw3_mycocodata_.*is missing"):
         main(["train", "rpn", "--data", str(tmp_path / "none"), "--weights", str(tmp_path)])
 
 
