@@ -28,6 +28,7 @@ soak: $(VENV)/.installed-dev  ## the tests that train, from five seeds, with thr
 		env $${kind:+ATEN_CPU_CAPABILITY=$$kind} $(BIN)/python -m pytest -m trains --training-seeds 5 || exit 1; \
 	done
 	MASKRCNN_DAMAGES=2000 $(BIN)/python -m pytest tests/test_damage.py
+	MASKRCNN_EXAMPLES=1250 $(BIN)/python -m pytest tests/test_properties.py
 	$(BIN)/python -m pytest tests/test_interrupted.py --kills 200
 
 # A notebook's code is formatted in the .ipynb (see pyproject.toml): the later half of each pair goes there and back.
@@ -41,7 +42,7 @@ badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all
 	$(BIN)/python -m lib badges
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
+	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-cache:  ## remove the stored maps that unfinished stages left, and copies of data files
