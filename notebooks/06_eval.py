@@ -298,7 +298,8 @@ boxes_of = [(image, torch.tensor([box]).float()) for image, box in objects]
 annotations = [box_results(image, box, person, torch.ones(1))[0] for image, box in boxes_of]
 annotations = [{**a, "id": n, "area": 100, "iscrowd": 0} for n, a in enumerate(annotations, start=1)]
 pictures = [{"id": 0}, {"id": 1}]
-truth = coco_ap._coco({"images": pictures, "annotations": annotations, "categories": coco_ap.categories(COURSE_CLASSES)})
+content = {"images": pictures, "annotations": annotations, "categories": coco_ap.categories(COURSE_CLASSES)}
+truth = coco_ap._coco(content)
 found = []
 for s, image, box in detections:
     found += box_results(image, torch.tensor([box]).float(), person, torch.tensor([s]))
