@@ -84,6 +84,22 @@ def tiny_backbone(config=None) -> TinyBackbone:
         return TinyBackbone()
 
 
+@pytest.fixture(scope="module")
+def on_the_tiny_backbone():
+    """Every model of the module is built on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
+        yield
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate as in a new process: it keeps one precision, and its processes, for all of a process's life."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     """The demo system, smaller still: 96 x 126 images inside 96 x 128."""

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from conftest import tiny_backbone
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -31,11 +29,8 @@ NEAR = {"rtol": 2e-3, "atol": 2e-3}  # half precision has 11 bits
 
 
 @pytest.fixture
-def accelerator():
-    """accelerate keeps one precision a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="no")
-    AcceleratorState._reset_state(reset_partial_state=True)
+def accelerator(fresh_accelerator):
+    return Accelerator(cpu=True, mixed_precision="no")
 
 
 @pytest.fixture
@@ -229,9 +224,8 @@ def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_pa
 
 
 @pytest.fixture
-def short(config, monkeypatch):
-    """One epoch a stage on the tiny backbone, from stored maps."""
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
+def short(config, on_the_tiny_backbone):
+    """One epoch a stage, from stored maps."""
     limits = {"rpn.test.post_nms": 20, "boxhead.test.post_nms": 5, "training.store_features": True}
     return config.replace(**{f"{stage}.epochs": 1 for stage in STAGES}, **limits)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from conftest import ended, forked, tiny_backbone
+from conftest import ended, forked
 from safetensors import SafetensorError
 
 from lib.__main__ import main
@@ -27,17 +26,9 @@ from lib.training.loop import train_stage
 from lib.training.stages import RPNStage
 from lib.training.state import newest_state
 
+pytestmark = pytest.mark.usefixtures("on_the_tiny_backbone", "fresh_accelerator")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, so that no imports are paid")
 STEPS = 3  # of an epoch
-
-
-@pytest.fixture(autouse=True)
-def on_the_tiny_backbone(monkeypatch):
-    """The tiny backbone, and accelerate as in a new process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -64,12 +55,10 @@ def scenes(tmp_path_factory, config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(scenes, short, tmp_path_factory) -> dict[str, str]:
+def uninterrupted(on_the_tiny_backbone, scenes, short, tmp_path_factory) -> dict[str, str]:
     """What a training of the RPN leaves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-        weights = tmp_path_factory.mktemp("whole")
-        train_stage("rpn", short, scenes, weights)
+    weights = tmp_path_factory.mktemp("whole")
+    train_stage("rpn", short, scenes, weights)
     return contents(weights)
 
 

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
-from conftest import tiny_backbone
 
 from lib.__main__ import main
 from lib.data.reader import CourseDataset
@@ -17,13 +15,7 @@ from lib.training.checkpoint import EARLIER, load_model, save_stage, stage_path
 from lib.training.history import read_history
 from lib.training.loop import train_stage, train_until
 
-
-@pytest.fixture(autouse=True)
-def on_the_tiny_backbone(monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("on_the_tiny_backbone", "fresh_accelerator")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +26,11 @@ def short(config):
 
 
 @pytest.fixture(scope="module")
-def begun(scenes, short, tmp_path_factory) -> Path:
+def begun(on_the_tiny_backbone, scenes, short, tmp_path_factory) -> Path:
     """The weights of the first two stages."""
     weights = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-        for stage in ("rpn", "boxhead"):
-            train_stage(stage, short, scenes, weights)
+    for stage in ("rpn", "boxhead"):
+        train_stage(stage, short, scenes, weights)
     return weights
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TinyBackbone
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -31,16 +30,13 @@ TINY = (
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, fresh_accelerator):
     """The tiny backbone, few scenes to settle and score on, and no second process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr("lib.maskrcnn.build_backbone", lambda config: TinyBackbone())
     monkeypatch.setattr("lib.training.pretrain.HELD_OUT", 3)
     monkeypatch.setattr("lib.commands.pretrain.HELD_OUT", 3)
     monkeypatch.setattr("lib.training.pretrain.SETTLING", 4)
     monkeypatch.setattr(SceneStream, "workers", 0)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(folder: Path, out: str = "backbone.safetensors", *options: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from conftest import ended, forked, tiny_backbone
+from conftest import ended, forked
 
 from lib.config import STAGES
 from lib.data.reader import CourseDataset
@@ -24,17 +24,12 @@ from lib.training.history import read_history
 from lib.training.loop import train_stage
 from lib.training.processes import own_batches, own_samples
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "fork") or not torch.distributed.is_available(), reason="processes are forked, torch joins them"
-)
-
-
-@pytest.fixture(autouse=True)
-def on_the_tiny_backbone(monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(os, "fork") or not torch.distributed.is_available(), reason="processes are forked, torch joins them"
+    ),
+    pytest.mark.usefixtures("on_the_tiny_backbone", "fresh_accelerator"),
+]
 
 
 @pytest.fixture(scope="module")

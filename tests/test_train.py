@@ -7,8 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from conftest import tiny_backbone
 from safetensors.torch import load_file
 
 from lib.__main__ import main
@@ -31,20 +29,7 @@ LOSSES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def on_the_tiny_backbone():
-    """The loop is tested on the tiny backbone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lib.maskrcnn.build_backbone", tiny_backbone)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """accelerate keeps one precision a process; these tests need two."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("on_the_tiny_backbone", "fresh_accelerator")
 
 
 @pytest.fixture(scope="module")
