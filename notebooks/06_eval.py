@@ -369,7 +369,7 @@ report.markdown(
 # %% [markdown]
 # - **Every class above 0.05** instead of the best one: AP also counts what is found with a low score, if it is right.
 # - **A smaller weight of the box head's regression.** Five losses now share one network, and times 10 this one would speak for all.
-# - **More proposals a minibatch,** since no features are stored any more and each image is worth its full price.
+# - **More proposals a minibatch.** The whole network now runs for every image, so a few more proposals of it cost little.
 #
 # What each stage of the `demo` profile reaches on 1,000 scenes that no other table uses, mean over seeds (`python -m benchmarks.demo`);
 # *bar* is what we want it to reach:

@@ -33,7 +33,7 @@ def plain(path: Path, count=60, **options) -> np.ndarray:
 
 
 def copies(weights):
-    return [path for path in weights.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [path for path in weights.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_a_file_with_chunks_of_many_images_is_copied_once(tmp_path, weights, capfd):

@@ -17,7 +17,7 @@ from lib.config import STAGES
 from lib.data.batches import collate, flip_horizontally, loader, prepare
 from lib.data.reader import FILES, CourseDataset
 from lib.data.scenes import write_scenes
-from lib.machine.folders import root
+from lib.machine.folders import copies_folder, root
 from lib.speed import stored
 from lib.speed.stored import features_folder, features_key, stored_features, stored_maps
 from lib.training.checkpoint import stage_path
@@ -213,14 +213,14 @@ def test_an_empty_split(model, data, config, tmp_path, accelerator):
 
 
 def test_data_in_google_drive_or_read_only_keep_their_maps_on_the_machine(tmp_path, monkeypatch):
-    elsewhere = stored.LOCAL / "demo" / "features"
-    (tmp_path / "demo").mkdir()
-    assert features_folder(tmp_path / "demo") == tmp_path.resolve() / "demo" / "features"
+    first, second = (tmp_path.resolve() / name / "demo" for name in "ab")  # of one name
+    first.mkdir(parents=True), second.mkdir(parents=True)
+    assert features_folder(first) == first / "features"
     with monkeypatch.context() as patch:
         patch.setattr(stored.os, "access", lambda path, mode: False)  # root may write everywhere
-        assert features_folder(tmp_path / "demo") == elsewhere
+        assert features_folder(first) == copies_folder(first) / "features" != features_folder(second)
     monkeypatch.setattr(stored, "DRIVE", tmp_path.resolve())
-    assert features_folder(tmp_path / "demo") == elsewhere
+    assert features_folder(first) == copies_folder(first) / "features" != features_folder(second)
 
 
 @pytest.fixture

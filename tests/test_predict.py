@@ -146,6 +146,11 @@ def test_equal_names_and_the_pictures_themselves_are_kept(stub, tmp_path):
     assert (predict.read_picture(tmp_path / "a_overlay.png") == 102).all()
 
 
+def test_a_name_as_long_as_a_file_system_takes(stub, tmp_path):
+    code, coco = run(tmp_path / "out", picture(tmp_path / ("ä" * 125 + ".png"), 40, 20))
+    assert code == 0 and (tmp_path / "out" / coco["images"][0]["overlay"]).is_file()
+
+
 def test_the_furthest_trained_stage_is_used(tmp_path, capsys):
     weights, image = tmp_path / "weights", picture(tmp_path / "a.png", 40, 30)
     arguments = [str(image), "--weights", str(weights), "--out", str(tmp_path), "--threshold", "0"]

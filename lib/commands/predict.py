@@ -53,10 +53,13 @@ def annotate(picture: np.ndarray, found: dict, names: Sequence[str]) -> tuple[Im
 
 
 def overlay_paths(pictures: list[Path], out: Path) -> list[Path]:
-    """NAME_overlay.png for each picture, numbered where a name comes twice; never one of the pictures themselves."""
+    """NAME_overlay.png for each picture, numbered where a name comes twice; never one of the pictures themselves.
+
+    Of a long name the first fifty letters: file systems take 255 bytes.
+    """
     taken = [picture.resolve() for picture in pictures]
     for picture in pictures:
-        names = (out.resolve() / f"{picture.stem}_overlay{n or ''}.png" for n in itertools.count())
+        names = (out.resolve() / f"{picture.stem[:50]}_overlay{n or ''}.png" for n in itertools.count())
         taken.append(next(path for path in names if path not in taken))
     return taken[len(pictures) :]
 
@@ -94,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with written_whole(place) as part:
                 image.save(part, "png", compress_level=1)  # a fifth of the time
         except (ValueError, OSError, MemoryError) as error:  # one picture never costs the others
-            tqdm.write(f"error: {path}: {error}".replace(f"{path}: {path}", str(path)), sys.stderr)
+            said = str(error) if str(path) in str(error) else f"{path}: {error or 'too little memory'}"
+            tqdm.write(f"error: {said}", sys.stderr)
             continue
         size = {"height": picture.shape[1], "width": picture.shape[2]}
         coco["images"].append({"id": n, "file_name": str(path), **size, "overlay": place.name})

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from filelock import FileLock
 from tqdm import tqdm
 
 from lib.machine.errors import say_once
-from lib.machine.files import written_whole
+from lib.machine.files import one_at_a_time, written_whole
 from lib.machine.folders import DRIVE, LEFT_FREE, copies_folder
 
 LARGEST_CHUNK = 2**27  # bytes: a few of them inflate a file of any size
@@ -72,8 +71,7 @@ def quick_array(path: Path) -> h5py.Dataset:
     source = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     try:
         if not _is_copy(copy, data, source):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{copy}.lock"):
+            with one_at_a_time(copy.parent, "copies data files"):
                 if not _is_copy(copy, data, source):  # another process may have written it
                     _copy(data, copy, source)
         return open_array(copy)

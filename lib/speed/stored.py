@@ -34,7 +34,7 @@ from lib.config import Config, TrainingConfig
 from lib.data.batches import Examples, collate, flip_targets
 from lib.data.reader import FILES, CourseDataset
 from lib.machine.files import make_folder, one_at_a_time, written_whole
-from lib.machine.folders import DRIVE, LEFT_FREE, LOCAL
+from lib.machine.folders import DRIVE, LEFT_FREE, copies_folder
 from lib.preprocess import FRAME, preprocess_images, preprocess_targets
 
 _BATCH = 16  # images computed at once
@@ -107,9 +107,10 @@ def stored_features(
 
 
 def features_folder(data: str | Path) -> Path:
-    """Beside the data set's files; where these lie in Google Drive or may only be read, on the machine's own disk."""
+    """Beside the data set's files; where these lie in Google Drive or may only be read, with the copies of them."""
     data = Path(data).resolve()
-    return (LOCAL / data.name if data.is_relative_to(DRIVE) or not os.access(data, os.W_OK) else data) / "features"
+    elsewhere = data.is_relative_to(DRIVE) or not os.access(data, os.W_OK)
+    return (copies_folder(data) if elsewhere else data) / "features"
 
 
 def features_key(backbone: nn.Module, datasets: Mapping[str, CourseDataset], config: Config, precision: str) -> str:
