@@ -8,7 +8,7 @@ Every function takes the axes first, draws tensors (of any device) or arrays, an
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,11 +160,12 @@ def heatmap(ax: Axes, map, size: tuple[int, int] | None = None, alpha: float = 1
     return ax
 
 
-def legend(ax: Axes, kinds: Sequence[str]) -> Axes:
-    """The grammar's legend, below the axes: names in COLOURS, "before" and "after"."""
+def legend(ax: Axes, kinds: Sequence[str] | Mapping[str, str]) -> Axes:
+    """The grammar's legend, below the axes: names in COLOURS, "before" and "after"; a mapping gives other words."""
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=2) for c, s in (_STYLES[kind] for kind in kinds)]
-    names = ["ground truth" if kind == "truth" else kind for kind in kinds]
+    words = kinds if isinstance(kinds, Mapping) else {kind: kind for kind in kinds} | {"truth": "ground truth"}
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4}
+    names = [words[kind] for kind in kinds]
     return ax.legend(handles, names, **place, columnspacing=1, handlelength=1.5, fontsize=8, frameon=False).axes
 
 
