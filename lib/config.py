@@ -169,7 +169,7 @@ DEMO = (
     "rpn.epochs=16 rpn.batch_size=8 rpn.lr=6e-3 roi_align.canonical_size=90 "
     "boxhead.hidden=256 boxhead.batch_samples=256 boxhead.train.pre_nms=80 boxhead.train.post_nms=6 "
     "boxhead.batch_size=8 boxhead.lr=5e-4 maskhead.hidden=64 maskhead.batch_size=8 maskhead.lr=1e-3 "
-    "joint.epochs=2 joint.batch_size=8 joint.lr=1e-4 joint.boxhead.batch_samples=512 joint.boxhead.loss_weight=2 "
+    "joint.epochs=5 joint.batch_size=8 joint.lr=2e-4 joint.boxhead.batch_samples=512 joint.boxhead.loss_weight=2 "
     "joint.boxhead.test.score_threshold=0.05 "
     "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
 )
