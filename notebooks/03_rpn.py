@@ -33,44 +33,47 @@
 #
 # The first cell is the same in all six notebooks.
 
-# %%
-# Set-up, the same in all six notebooks: find the project (on Colab, fetch it), choose data and profile.
+# %% cellView="form"
+# @title Set-up, the same in all six: find the project (on Colab, fetch it), choose data and profile
 import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
+from zipfile import ZipFile, is_zipfile
 
 # %matplotlib inline
 import matplotlib.pyplot as plt
 
-REPOSITORY = "maskrcnn-from-its-parts/maskrcnn-from-its-parts"
+REPOSITORY = "maskrcnn-from-its-parts/maskrcnn-from-its-parts"  # @param {type:"string"}
 USE_DRIVE = False  # @param {type:"boolean"}
 PROFILE = "demo"  # @param ["demo", "course"]
 SOURCE = "synthetic"  # @param ["synthetic", "course", "coco"] {allow-input: true}
-
-folders = [Path.cwd(), *Path.cwd().parents, Path.cwd() / REPOSITORY.split("/")[1]]
-root = next((folder for folder in folders if (folder / "lib" / "config.py").exists()), None)
-if root is None and "google.colab" in sys.modules:
-    root, address = folders[-1], f"https://github.com/{REPOSITORY}"
-    subprocess.run(["git", "clone", "--depth", "1", address, str(root)], check=True)
-assert root is not None, "lib/config.py not found: open this notebook from inside the project's folder"
+if USE_DRIVE and "google.colab" in sys.modules:
+    __import__("google.colab.drive").colab.drive.mount("/content/drive")
+here, address = Path.cwd(), os.environ.get("MASKRCNN_REPOSITORY", REPOSITORY)
+name, part, said = Path(address).name.removesuffix(".git"), here / ".fetched", "it is fetched on Colab alone"
+near = [here, *here.parents, *here.glob(f"{name}*"), *Path("/content/drive/MyDrive").glob(f"{name}*")]
+root = next((folder for folder in near if (folder / "lib/config.py").exists()), None)
+if root is None:  # unpack an uploaded zip, or clone; only what has arrived whole takes the project's name
+    shutil.rmtree(part, ignore_errors=True)
+    for file in filter(is_zipfile, here.glob("*.zip")):
+        "lib/config.py" in " ".join(ZipFile(file).namelist()) and ZipFile(file).extractall(part)
+    if "google.colab" in sys.modules and not part.exists():
+        address = address if ":" in address or Path(address).exists() else f"https://github.com/{address}"
+        said = os.popen(f"GIT_TERMINAL_PROMPT=0 git clone -q --depth 1 '{address}' '{part}' 2>&1").read()
+    whole, root = next(part.rglob("lib/config.py"), None), here / name
+    if whole is None:
+        fix = f"set REPOSITORY to a copy, or bring its zip or folder {name}-main to {here}, or MyDrive with USE_DRIVE"
+        error = FileNotFoundError(f"{address} was not fetched ({' '.join(said.split())}): {fix}")
+        error._render_traceback_ = lambda: [str(error)]
+        raise error
+    root.exists() and root.rename(f"{root}.{os.getpid()}")  # half a clone
+    whole.parents[1].rename(root)
 sys.path.insert(0, str(root))
-
-from lib.config import load_config
-from lib.data.classes import read_classes
-from lib.data.sources import ensure_data, weights_folder
-from lib.machine.device import seed_everything
-from lib.notebook import colab, figures
+from lib.notebook import colab
 from lib.notebook.figures import save_figure
 
-plt.rcParams["figure.dpi"] = figures.SCREEN_DPI
-colab.use_drive(USE_DRIVE)  # on Colab: data, weights and figures kept in Google Drive
-PROFILE, SOURCE = os.environ.get("MASKRCNN_PROFILE", PROFILE), os.environ.get("MASKRCNN_SOURCE", SOURCE)
-config = load_config(PROFILE)  # a second argument sets numbers: ["rpn.epochs=2"]
-DATA = ensure_data(SOURCE, config)  # data/<source>; writes the built-in scenes if there are none
-config = config.replace(classes=read_classes(DATA))  # vehicle, person, animal, unless the data set names others
-WEIGHTS = weights_folder(SOURCE, config)  # weights/<profile>
-seed_everything(config.training.seed)
+SOURCE, config, DATA, WEIGHTS = colab.set_up(PROFILE, SOURCE, USE_DRIVE)  # a fourth argument: ["rpn.epochs=2"]
 
 # %% [markdown]
 # Every piece of the model that this notebook shows is imported from `lib/`; nothing of it is defined here. `show` prints a piece's

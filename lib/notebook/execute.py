@@ -27,7 +27,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS = re.compile(r"\d+%\|.*\|")  # a tqdm bar
 METADATA = {
     # as in jupytext.toml: where the .ipynb is the newer, Jupytext opens a .py by what its .ipynb says
-    "jupytext": {"cell_metadata_filter": "-all", "notebook_metadata_filter": "-all"},
+    "jupytext": {"cell_metadata_filter": "cellView,-all", "notebook_metadata_filter": "-all"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
@@ -81,7 +81,8 @@ def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells, start=1):
-        cell.id, cell.metadata = f"cell-{number:03d}", NotebookNode()
+        cell.id = f"cell-{number:03d}"
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "cellView"})
         if cell.cell_type == "code":
             cell.outputs = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
     return notebook
