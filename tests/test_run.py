@@ -32,10 +32,12 @@ COLAB = {  # preinstalled there, with Python 3.13
     "numpy": "2.1.3",
     "pillow": "11.3.0",
     "pycocotools": "2.0.11",
+    "requests": "2.32.4",
     "safetensors": "0.8.0",
     "torch": "2.11.0",
     "torchvision": "0.26.0",
     "tqdm": "4.67.3",
+    "urllib3": "2.5.0",
 }
 NOTEBOOK = """# %% [markdown]
 # # A claim

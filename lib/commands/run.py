@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from lib.config import Config, load_config
-from lib.data.sources import ensure_data, needs_scenes, weights_folder
+from lib.data.sources import ensure_data, weights_folder, what_is_made
 from lib.machine.folders import root
 from lib.notebook.execute import NOTEBOOKS, execute
 
@@ -30,9 +30,8 @@ def run(names: list[str]) -> dict[str, float]:
 def _announcement(names: list[str], config: Config, source: str) -> str:
     """What the run will do and cost, before it starts."""
     processor = "a GPU" if torch.cuda.is_available() else f"the CPU ({torch.get_num_threads()} threads)"
-    data = f"{config.data.images} scenes to write" if needs_scenes(source) else f"data/{source} as it is"
     trained = ", ".join(sorted(file.stem for file in weights_folder(source, config).glob("*.safetensors"))) or "none"
-    what = f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {data}"
+    what = f"{len(names)} notebook(s), profile {config.profile}, on {processor}; {what_is_made(source, config)}"
     cost = "From nothing, the demo profile takes 5 to 10 minutes on two CPU cores and 1 GB of disk."
     return f"{what}; stages trained already: {trained}.\n{cost}"
 

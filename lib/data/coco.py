@@ -9,7 +9,7 @@ is covered. Boxes are tight around the resized masks. Crowd regions are left out
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -74,6 +74,17 @@ def convert_image(
 
     ValueError where the picture cannot be read.
     """
+    kept, lost = objects_in_frame(photo, min_size)
+    if len(kept) > (max_objects or len(kept)) or not (kept or keep_empty):
+        return lost, coco_json.MANY if kept else coco_json.NO_OBJECT, None
+    picture = read_picture(pictures.find(photo), photo.size)
+    image = resize(Image.fromarray(picture.transpose(1, 2, 0))).transpose(2, 0, 1)
+    labels, boxes, masks = zip(*kept, strict=True) if kept else ((), (), ())
+    return lost, None, (image, labels, np.array(boxes), np.array(masks).reshape(-1, IMAGE_HEIGHT, IMAGE_WIDTH))
+
+
+def objects_in_frame(photo: Photograph, min_size: float) -> tuple[list[tuple[int, np.ndarray, np.ndarray]], Counter]:
+    """The label, box (4,) and mask (H, W) of each object; those left out are counted by reason."""
     kept: list[tuple[int, np.ndarray, np.ndarray]] = []
     lost: Counter[str] = Counter()
     for segmentation, label in photo.objects:
@@ -84,12 +95,7 @@ def convert_image(
             lost[coco_json.SMALL] += 1
         else:
             kept.append((label, box, mask))
-    if len(kept) > (max_objects or len(kept)) or not (kept or keep_empty):
-        return lost, coco_json.MANY if kept else coco_json.NO_OBJECT, None
-    picture = read_picture(pictures.find(photo), photo.size)
-    image = resize(Image.fromarray(picture.transpose(1, 2, 0))).transpose(2, 0, 1)
-    labels, boxes, masks = zip(*kept, strict=True) if kept else ((), (), ())
-    return lost, None, (image, labels, np.array(boxes), np.array(masks).reshape(-1, IMAGE_HEIGHT, IMAGE_WIDTH))
+    return kept, lost
 
 
 def resize(image: Image.Image) -> np.ndarray:
@@ -112,15 +118,14 @@ def convert(images: Path, annotations: Path, out: Path, max_objects: int | None 
     """
     if any(count is not None and count < 1 for count in (max_objects, limit)):
         raise ValueError("--max-objects and --limit must be at least 1: leave them out for no limit")
-    if taken := [path for name in FILES.values() if (path := out / name).exists()]:
-        raise ValueError(f"{taken[0]} exists: choose another --out, or move its four files away")
+    check_untaken(out)
     report, pictures = Report(), Pictures(images)
     chosen, photographs = coco_json.load_photographs(annotations, classes, report)
     photographs = list(_usable(photographs, pictures, keep_empty, limit, report))
     _check_losses(annotations, report, strict, skip_broken)
     with CourseWriter(out, chosen) as writer:
         convert_one = partial(convert_image, pictures, max_objects, min_size, keep_empty)
-        _write(writer, photographs, _in_threads(convert_one, photographs), limit, report)
+        write_examples(writer, photographs, in_threads(convert_one, photographs), limit, report)
         _check_losses(annotations, report, strict, skip_broken)
         if not writer.labels:
             raise ValueError(f"{annotations}: no image is left; {report.advice()}")
@@ -129,6 +134,12 @@ def convert(images: Path, annotations: Path, out: Path, max_objects: int | None 
     objects = sum(map(len, writer.labels))
     print(report.table(len(writer.labels), objects))
     print(f"Wrote {len(writer.labels)} images with {objects} objects of {len(chosen)} class(es) to {out}.")
+
+
+def check_untaken(out: Path) -> None:
+    """ValueError where a set is in the folder already."""
+    if taken := [path for name in FILES.values() if (path := out / name).exists()]:
+        raise ValueError(f"{taken[0]} exists: choose another --out, or move its four files away")
 
 
 def _usable(
@@ -159,7 +170,7 @@ def _check_losses(annotations: Path, report: Report, strict: bool, skip_broken: 
         raise ValueError(f"{annotations}: with --strict nothing may be left out; {report.advice()}")
 
 
-def _write(
+def write_examples(
     writer: CourseWriter, photographs: list[Photograph], converted: Iterator, limit: int | None, report: Report
 ) -> None:
     """Write the first `limit` of those that are converted, and count what becomes of all."""
@@ -180,11 +191,14 @@ def _write(
             report.objects[coco_json.WITH_IMAGE] += len(photo.objects) - lost.total()
 
 
-def _in_threads(function: Callable, items: Iterable) -> Iterator:
-    """`map` to futures in order, in two threads that stay at most six results ahead of the consumer."""
+def in_threads(function: Callable, items: Iterable, threads: int = 2) -> Generator:
+    """`map` to futures in order, in threads that stay at most three results each ahead of the consumer."""
     remaining = iter(items)
-    with ThreadPoolExecutor(2) as pool:
-        pending = deque(pool.submit(function, item) for item in islice(remaining, 6))
-        while pending:
-            yield pending.popleft()
-            pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque(pool.submit(function, item) for item in islice(remaining, 3 * threads))
+        try:
+            while pending:
+                yield pending.popleft()
+                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)

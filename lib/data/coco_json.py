@@ -46,6 +46,7 @@ class Photograph(NamedTuple):
     size: tuple[int, int]  # (width, height), as declared
     objects: list[tuple[list | dict, int]]  # segmentation and label
     spoilt: list[str]  # why others of these classes are not among them
+    url: str  # where COCO's own photographs lie, of others ""
 
 
 class Report:
@@ -201,7 +202,7 @@ def _photograph(item: Any, n: int) -> Photograph:
     if not (width.isdecimal() and height.isdecimal() and 1 <= int(width[:12]) * int(height[:12]) <= MOST_PIXELS):
         sizes = f"{item['width']!s:.20} x {item['height']!s:.20}"
         raise ValueError(f"{name} is declared with {sizes} pixels; 1 to {MOST_PIXELS:,} are read: shrink it")
-    return Photograph(name, file_name, (int(width), int(height)), [], [])
+    return Photograph(name, file_name, (int(width), int(height)), [], [], str(item.get("coco_url", "")))
 
 
 def _add_object(
