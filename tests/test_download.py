@@ -122,7 +122,7 @@ def server(monkeypatch):
     """A server with six photographs of a dog each; little patience."""
     server = Server()
     monkeypatch.setattr(module, "ANNOTATIONS", server.url + ZIP)
-    monkeypatch.setattr(module, "PAUSES", (0, 0, 0.01))
+    monkeypatch.setattr(module, "PAUSES", (0, 0.01))
     monkeypatch.setattr(module, "LONGEST_WAIT", 0.02)
     put(server, [[("dog", DOG)]] * 6)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -217,8 +217,8 @@ def test_a_photograph_that_cannot_be_had_is_named_and_the_next_taken(server, fet
     """One of four may be left out, two not; what arrived is not fetched again."""
     monkeypatch.setattr(module, "TIMEOUT", (5, 0.5 if fault == "stall" else 5))
     server.faults = {path(0): [fault], path(2): [fault]}
-    images = [rf"image {n} \(0{{11}}{n}.jpg\): \S*.*({LASTING[fault]})" for n in (0, 2)]
-    assert re.search("2 photographs cannot be fetched: " + "; ".join(images), failed("--limit", "4"))
+    images = [rf"image {n} \(0{{11}}{n}.jpg\): .*({LASTING[fault]})" for n in (0, 2)]
+    assert re.search("2 photographs cannot be fetched: " + ".*; ".join(images), failed("--limit", "4"))
     server.faults = {path(2): [fault]}
     server.asked.clear()
     assert len(fetch("--limit", "4")) == 4
@@ -236,7 +236,7 @@ def test_a_server_may_ask_for_a_wait_but_not_for_a_day(server, fetch, monkeypatc
 
 
 def test_annotations_go_on_where_they_broke_off(server, fetch, failed):
-    """Of a third, in blocks of 2^16 bytes, one is kept; after three tries a second start asks for what is missing."""
+    """Of a third, in blocks of 2^16 bytes, one is kept; after two tries a second start asks for what is missing."""
     file = io.BytesIO(server.files[ZIP])
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("annotations/captions_val2017.json", bytes(300_000))
@@ -244,7 +244,7 @@ def test_annotations_go_on_where_they_broke_off(server, fetch, failed):
     assert "cannot be fetched from 127.0.0.1 (ChunkedEncodingError): with a network, run it again" in failed()
     server.faults = {}
     assert len(fetch("--limit", "1")) == 1
-    assert server.ranges == [0, 2**16, 2 * 2**16, 3 * 2**16, 0]
+    assert server.ranges == [0, 2**16, 2 * 2**16, 0]
 
 
 def test_annotations_that_are_all_there_are_not_fetched_again(server, fetch, tmp_path):
