@@ -241,7 +241,7 @@ def test_annotations_go_on_where_they_broke_off(server, fetch, failed):
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("annotations/captions_val2017.json", bytes(300_000))
     server.files[ZIP], server.faults = file.getvalue(), {ZIP: ["break off"]}
-    assert "cannot be fetched from 127.0.0.1 (ChunkedEncodingError): with a network, run it again" in failed()
+    assert "cannot be fetched from 127.0.0.1 (ChunkedEncodingError): run it again with a network" in failed()
     server.faults = {}
     assert len(fetch("--limit", "1")) == 1
     assert server.ranges == [0, 2**16, 2 * 2**16, 0]

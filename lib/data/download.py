@@ -129,6 +129,7 @@ def _receive(session: requests.Session, url: str, part: Path, most: float, title
             for block in answer.iter_content(2**16):
                 bar.update(file.write(block))
                 if file.tell() > most:
+                    part.unlink()
                     raise ValueError(f"{url} has more than {most / 1e6:.0f} MB")
 
 
@@ -141,17 +142,15 @@ def _annotations(session: requests.Session, name: str, folder: Path) -> Path:
         _persist(partial(_receive, session, ANNOTATIONS, part, 2 * ZIP_BYTES, "annotations"))
     except ValueError as error:
         what = f"COCO's annotations cannot be fetched from {urlsplit(ANNOTATIONS).hostname} ({error})"
-        others = 'SOURCE = "synthetic", or photographs of your own by `python -m lib coco --images ...`'
-        raise ValueError(
-            f"{what}: with a network, run it again, what arrived is kept; without, take {others}"
-        ) from None
+        other = 'SOURCE = "synthetic", or photographs of your own by `python -m lib coco --images ...`'
+        raise ValueError(f"{what}: run it again with a network (what arrived is kept), or take {other}") from None
     try:
         with ZipFile(part) as archive:
             member = archive.getinfo(f"annotations/{path.name}")
             _check_room(member.file_size, folder)
             with archive.open(member) as source, written_whole(path) as target, open(target, "wb") as file:
                 shutil.copyfileobj(source, file)
-    except (BadZipFile, KeyError, EOFError, zlib.error, NotImplementedError):
+    except (BadZipFile, KeyError, EOFError, zlib.error, RuntimeError):
         part.unlink()
         what = f"what came from {ANNOTATIONS} is not COCO's zip, or not whole, and is deleted"
         raise ValueError(f"{what}: run it again; is there a log-in page before the network?") from None
