@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))
+NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py notebooks/solutions/*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test soak lint format badges clean clean-cache clean-weights
+.PHONY: help run test soak lint format student badges clean clean-cache clean-weights
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +37,9 @@ format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pai
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/jupytext --quiet --to py:percent $(NOTEBOOKS)
+
+student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
+	$(BIN)/python -m lib student
 
 badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out
 	$(BIN)/python -m lib badges

@@ -12,6 +12,7 @@ COMMANDS = {
     "scenes": "write made-up scenes as the course's four files",
     "pretrain": "make the backbone of the demo profile",
     "config": "show every number, its values in both profiles, its range and meaning",
+    "student": "write the student version: parts and answers left to be written",
     "badges": "copy the repository's name from pyproject.toml to all places that spell it out",
 }
 _EARLIER = {name: name for name in COMMANDS} | {"synthetic": "scenes"}  # as in `python -m lib.synthetic`

@@ -150,7 +150,7 @@ def test_each_source_has_weights_of_its_own(monkeypatch, tmp_path):
 
 
 def test_the_run_stops_at_the_first_failure_in_one_line(monkeypatch, capsys):
-    def fail(name, root):
+    def fail(name, root, solutions):
         raise NotebookError(f"{name} stopped")
 
     monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
@@ -162,7 +162,7 @@ def test_the_run_stops_at_the_first_failure_in_one_line(monkeypatch, capsys):
 
 def test_the_run_ends_with_a_table_of_seconds(monkeypatch, capsys):
     monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
-    monkeypatch.setattr(run, "execute", lambda name, root: 2.0)
+    monkeypatch.setattr(run, "execute", lambda name, root, solutions: 2.0)
     main(["run"])
     table = capsys.readouterr().out.splitlines()[-8:]
     assert [line.split()[0] for line in table] == ["data", *NOTEBOOKS, "total"]

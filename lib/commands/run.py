@@ -13,7 +13,7 @@ from lib.machine.folders import root
 from lib.notebook.execute import NOTEBOOKS, execute
 
 
-def run(names: list[str]) -> dict[str, float]:
+def run(names: list[str], solutions: bool = False) -> dict[str, float]:
     """The data, then these notebooks, up to the first NotebookError; returns the wall seconds of each."""
     config = load_config(os.environ.get("MASKRCNN_PROFILE", "demo"))
     source = os.environ.get("MASKRCNN_SOURCE", "synthetic")
@@ -22,7 +22,7 @@ def run(names: list[str]) -> dict[str, float]:
     ensure_data(source, config)
     seconds = {"data": time.perf_counter() - started}
     for name in names:
-        seconds[name] = execute(name, root())
+        seconds[name] = execute(name, root(), solutions=solutions)
         print(f"{name} done in {seconds[name]:.0f} s", flush=True)
     return seconds
 
@@ -39,6 +39,9 @@ def _announcement(names: list[str], config: Config, source: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m lib run", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS), metavar="NAME")
-    seconds = run(parser.parse_args(argv).only)
+    solutions = "execute them with their exercises solved, and write notebooks/solutions/*.ipynb alone"
+    parser.add_argument("--solutions", action="store_true", help=solutions)
+    args = parser.parse_args(argv)
+    seconds = run(args.only, args.solutions)
     seconds["total"] = sum(seconds.values())
     print("\n".join(f"{step:<12} {duration:8.1f} s" for step, duration in seconds.items()))

@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from lib.machine.files import written_whole
+from lib.notebook.exercises import mark_for_nbgrader, solved, worked
 from lib.notebook.figures import palette_png
 
 NOTEBOOKS = ("01_data", "02_anchors", "03_rpn", "04_boxhead", "05_maskhead", "06_eval")
@@ -37,15 +38,16 @@ class NotebookError(ValueError):
     """A notebook stopped; the message names it, the cell, the error and the file with what ran."""
 
 
-def execute(name: str, root: Path, env: dict[str, str] | None = None) -> float:
+def execute(name: str, root: Path, env: dict[str, str] | None = None, solutions: bool = False) -> float:
     """Execute `root/notebooks/name.py`, `env` added to the environment, and write `name.ipynb` beside it.
 
+    With `solutions`, execute it with the worked ones in its exercises' places, and write `solutions/name.ipynb` alone.
     Returns wall seconds. Raises NotebookError when a cell fails: the earlier .ipynb stays as it was, and what
     ran is in `name.failed.ipynb`.
     """
     root = Path(root).resolve()
     folder = root / "notebooks"
-    notebook = jupytext.read(folder / f"{name}.py", fmt="py:percent")
+    notebook = solved(name, folder) if solutions else jupytext.read(folder / f"{name}.py", fmt="py:percent")
     failed = folder / f"{name}.failed.ipynb"
     started, reached = time.perf_counter(), 0
     with tqdm(total=len(notebook.cells), desc=name, unit="cell", leave=False, disable=None) as bar:
@@ -64,6 +66,8 @@ def execute(name: str, root: Path, env: dict[str, str] | None = None) -> float:
             _write(_clean(notebook, root), failed)
             where = f"{name} stopped at cell {reached} of {len(notebook.cells)}"
             raise NotebookError(f"{where}: {_reason(error)}. What ran is in {failed}") from None
+    if solutions:
+        notebook, folder = worked(notebook, name, folder), folder / "solutions"
     _write(_clean(notebook, root), folder / f"{name}.ipynb")
     (folder / f"{name}.py").touch()  # Jupyter opens a pair whose .ipynb is the newer only if both hold the same text
     failed.unlink(missing_ok=True)
@@ -85,6 +89,7 @@ def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "cellView"})
         if cell.cell_type == "code":
             cell.outputs = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
+    mark_for_nbgrader(notebook)
     return notebook
 
 
