@@ -24,13 +24,10 @@ PARTS = {  # by the notebook whose assertions test them: until a reader comes to
         *("anchors.level_anchors", "anchors.pyramid_anchors", "boxes.iou_matrix", "boxes.encode", "boxes.decode"),
         *("boxes.inside", "matching.match_anchors", "matching.sample", "rpn.rpn_targets"),
     ),
-    "03_rpn": (
-        *("rpn.RPNHead.forward", "rpn.sample_anchors", "rpn.gather_patches", "rpn.draw_anchors", "rpn.rpn_loss"),
-        *("boxes.clip", "rpn.propose"),
-    ),
+    "03_rpn": ("rpn.RPNHead.forward", "rpn.gather_patches", "rpn.rpn_loss", "boxes.clip", "rpn.propose"),
     "04_boxhead": (
         *("roi_align._bilinear", "roi_align.roi_align", "roi_align.pyramid_level", "matching.match_proposals"),
-        *("boxhead.box_targets", "boxhead.sample_proposals", "boxhead.box_loss", "boxhead.refine"),
+        *("boxhead.box_targets", "boxhead.box_loss", "boxhead.refine"),
     ),
     "05_maskhead": (
         *("boxhead.refine_for_training", "maskhead.mask_targets", "maskhead.mask_loss", "maskhead.paste_masks"),
