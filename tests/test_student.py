@@ -397,6 +397,14 @@ def test_each_solution_solves_an_exercise_and_is_shown_as_it_is(path):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_committed_notebook_tells_nbgrader(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    told = marks(notebook)
+    exercises.mark_for_nbgrader(notebook)
+    assert told == marks(notebook), f"run `python -m lib run --only {name}`"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_marks_are_in_pairs(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert exercises.without_answers(text).count("# YOUR CODE HERE") == text.count(exercises.BEGIN)

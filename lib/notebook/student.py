@@ -44,16 +44,17 @@ def write_student(root: Path, out: Path) -> None:
     """
     if out.exists():
         raise ValueError(f"{out} is there already, perhaps with your work: choose another folder, or move it away")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".student") as part:
+    folder = out.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".student") as part:
+        copy = Path(part) / out.name
         for name in _tracked(root):
-            copy = Path(part) / out.name / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, copy)
-        blank_parts(Path(part) / out.name / "lib", PARTS)
-        for path in (Path(part) / out.name / "notebooks").iterdir():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, copy / name)
+        blank_parts(copy / "lib", PARTS)
+        for path in (copy / "notebooks").iterdir():
             _blank_notebook(path)
-        (Path(part) / out.name).rename(out)
+        copy.rename(out)
 
 
 def _tracked(root: Path) -> list[str]:
