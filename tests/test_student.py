@@ -223,7 +223,7 @@ def part(name):
 
 def test_the_set_up_needs_no_part(tmp_path):
     """In the real student version: the scenes are written and read, and what is blank says so."""
-    student.write_student(root(), tmp_path / "student")
+    main(["student", "--out", str(tmp_path / "student")])
     assert not (tmp_path / "student" / "notebooks" / "solutions").exists()
     for name, _ in LISTED:
         assert "is yours to write" in (tmp_path / "student" / "lib" / f"{name.split('.')[0]}.py").read_text()
