@@ -1,11 +1,12 @@
 # `make` alone prints what there is. Two commands matter: `make run` and `make test`.
 PYTHON ?= python3
+PYTHON313 ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py notebooks/solutions/*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test soak lint format student badges clean clean-cache clean-weights
+.PHONY: help run test test-colab soak publish lint format student badges clean clean-cache clean-weights
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -16,6 +17,11 @@ run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs
 
 test: lint  ## lint, format, types, all tests and their coverage
 	$(BIN)/python -m pytest --cov=lib --cov-report=term:skip-covered
+
+# PYTHON313=/where/python3.13 make test-colab, where `python3.13` is not on the PATH
+test-colab: .venv-colab/.installed  ## a replica of Colab: each notebook alone, from its .ipynb, in an empty folder
+	.venv-colab/bin/python tests/colab_replica.py
+	.venv-colab/bin/python tests/colab_replica.py 03_rpn --drive
 
 lint: $(VENV)/.installed-dev  ## ruff's rules and format, mypy
 	$(BIN)/ruff check .
@@ -41,11 +47,14 @@ format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pai
 student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
 	$(BIN)/python -m lib student
 
+publish:  ## the tables, scores and picture of the run here become those that the repository ships
+	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/published/
+
 badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out
 	$(BIN)/python -m lib badges
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
+	rm -rf $(VENV) .venv-colab .hypothesis .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
 	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-cache:  ## remove the stored maps that unfinished stages left, and copies of data files
@@ -61,4 +70,9 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
+	touch $@
+
+.venv-colab/.installed: requirements-colab.txt
+	test -x .venv-colab/bin/python || $(PYTHON313) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-colab.txt
 	touch $@

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=Path, help="data set to train on (its train split)")
     parser.add_argument("--test", type=Path, help="data set to score on (all of it)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks")
     args = parser.parse_args(argv)
     data = data_of(args, CHOSEN_ON)
     for seed in args.seeds:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
                 kept_run(path, args.setting, "ours", scored, data, weights, trained, row=name)
                 print_table(ablation_table(args.out))
-    save_table(ablation_table(args.out), "06_ablation")
+    save_table(ablation_table(args.out), "06_ablation", args.out.parent)
 
 
 def slug(name: str) -> str:

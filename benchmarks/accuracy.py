@@ -7,9 +7,9 @@
 Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains jointly, in its usual way, for as many
 epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
 optimiser, schedule, batch size and precision, and start from the same weights of the backbone. Everything else is
-each one's own: sampling, losses, targets and post-processing. Each run leaves one JSON in figures/benchmarks/ and is
-not run again; what the runs found is printed as a table, means over the seeds, with the difference to the first row and
-where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`).
+each one's own: sampling, losses, targets and post-processing. Each run leaves one JSON in figures/published/benchmarks/
+and is not run again; what the runs found is printed as a table, means over the seeds, with the difference to the first
+row and where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`).
 """
 
 import argparse
@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--models", nargs="+", choices=("ours", "torchvision"), default=["ours", "torchvision"])
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="change the setting, for both")
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks")
     args = parser.parse_args(argv)
     data = data_of(args)
     for seed in args.seeds:
@@ -396,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 config = dataclasses.replace(config, joint=dataclasses.replace(config.joint, changes=()))  # ours alone
             kept_run(path, args.setting, model, config, data)
             print_table(table(finished_runs(args.out, "accuracy")))
-    save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy")
+    save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy", args.out.parent)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=paths().data / "synthetic")
     parser.add_argument("--weights", type=Path, default=paths().weights / "demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks" / "batchnorm.json")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks" / "batchnorm.json")
     args = parser.parse_args(argv)
     config = load_model(args.weights, last_trained(args.weights)).config
     data = {split: CourseDataset(args.data, split, config.data) for split in ("train", "val")}

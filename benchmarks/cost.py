@@ -208,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", choices=PROFILES, default="course")
     args = parser.parse_args(argv)
     config = PROFILES[args.profile].replace(**{"backbone.weights": "none"})
-    folder = paths().figures if args.out.parent == paths().figures / "benchmarks" else args.out.parent
+    published = paths().figures / "published"
+    folder = published if args.out.parent == published / "benchmarks" else args.out.parent
     for count in args.threads[-1:]:
         with threads(count):
             rows = measure(config, args.runs)

@@ -3,8 +3,8 @@
     python -m benchmarks.demo --seeds 0 1 2
 
 A seed varies initial weights, the order of images and sampling; scenes, split and backbone stay. Each run leaves one
-JSON in figures/benchmarks/ and is not run again; the table, means over the seeds beside their bars, goes to
-figures/06_stages.
+JSON in figures/published/benchmarks/ and is not run again; the table, means over the seeds beside their bars, goes to
+figures/published/06_stages.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.demo", description="What each stage of the demo reaches.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks")
     args = parser.parse_args(argv)
     keep_memory()
     config = load_config("demo", args.set)
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records.append(json.loads(path.read_text()))
         if any(records[-1].get(name) != value for name, value in about.items()):
             raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
-    save_table(table(records), "06_stages")
+    save_table(table(records), "06_stages", args.out.parent)
     for row in table(records):
         print(row)
 

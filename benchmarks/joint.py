@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.joint", description="What joint fine-tuning adds.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks")
     args = parser.parse_args(argv)
     keep_memory()
     config = load_config("demo", args.set)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs.append(json.loads(path.read_text()))
             if any(runs[-1].get(key) != value for key, value in about.items()):
                 raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
-    save_table(table(runs), "06_joint")
+    save_table(table(runs), "06_joint", args.out.parent)
     print_table(table(runs))
 
 

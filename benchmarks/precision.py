@@ -46,7 +46,7 @@ def differences(model: MaskRCNN, data: CourseDataset) -> dict[str, dict[str, flo
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description="AP in half precision.")
     parser.add_argument("--weights", type=Path, default=paths().weights / "demo", help="folder of the trained stages")
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks")
+    parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks")
     args = parser.parse_args(argv)
     keep_memory()
     model = load_model(args.weights)

@@ -162,5 +162,6 @@ def arguments(name: str, description: str, runs: int) -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
     parser.add_argument("--runs", type=int, default=runs, help=f"timed runs of each side (default {runs})")
-    parser.add_argument("--out", type=Path, default=paths().figures / "benchmarks" / f"{name}.json", metavar="FILE")
+    out = paths().figures / "published" / "benchmarks" / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, metavar="FILE")
     return parser

@@ -40,10 +40,18 @@ def test_the_constraints_meet_every_requirement():
         assert requirement.specifier.contains(next(iter(pinned[name].specifier)).version), name
 
 
+def test_colab_meets_every_lower_bound():
+    """An upgrade of what is installed there would restart the runtime, and break Run all."""
+    there, wanted = requirements("requirements-colab.txt"), requirements("requirements.txt")
+    for name, requirement in wanted.items():
+        assert [clause.operator for clause in requirement.specifier] == [">="], requirement
+        assert requirement.specifier.contains(next(iter(there[name].specifier)).version), requirement
+
+
 def test_make_alone_prints_what_there_is():
     result = subprocess.run(["make"], cwd=root(), capture_output=True, text=True, check=True)
     listed = re.findall(r"^  make (\S+) +\S", result.stdout, flags=re.M)
-    assert {"run", "test", "soak", "format"} <= set(listed)
+    assert {"run", "test", "test-colab", "soak", "format", "publish"} <= set(listed)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

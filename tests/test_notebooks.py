@@ -21,6 +21,7 @@ from lib.data.writer import CourseWriter
 from lib.machine.folders import FOLDERS, root
 from lib.notebook import student
 from lib.notebook.execute import METADATA, NOTEBOOKS, WIDGET, execute
+from tests.colab_replica import QUICK
 
 FOLDER = root() / "notebooks"
 WITH_BROWSER = {"02_anchors", "05_maskhead", "06_eval"}
@@ -33,8 +34,6 @@ FORBIDDEN = (
     "Accordion(",
 )
 DEFINES_A_MODEL = re.compile(r"^\s*class \w|nn\.Module|@dataclass", re.MULTILINE)
-EPOCHS = "rpn.epochs=1 boxhead.epochs=1 maskhead.epochs=1 joint.epochs=1"
-QUICK = f"{EPOCHS} data.images=24 data.val_fraction=0.2 data.test_fraction=0.2"
 FLAT = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "cellView,-all"}  # compare cells, not headers
 
 every_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
@@ -178,9 +177,9 @@ def project(tmp_path):
     shutil.copy(root() / "pyproject.toml", tmp_path)
     (tmp_path / "weights").mkdir()
     shutil.copy(root() / "weights" / "scenes_backbone.safetensors", tmp_path / "weights")
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "published").mkdir(parents=True)
     for table in ("06_accuracy", "06_stages", "06_cost"):  # measured by the benchmarks, and part of the project
-        shutil.copy(root() / "figures" / f"{table}.csv", tmp_path / "figures")
+        shutil.copy(root() / "figures" / "published" / f"{table}.csv", tmp_path / "figures" / "published")
     return tmp_path
 
 
