@@ -122,7 +122,7 @@ def test_without_room_the_file_is_read_as_it_is(tmp_path, weights, monkeypatch, 
     assert "no copy of it can be kept" in (said := capfd.readouterr().err) and "times slower" in said
 
 
-def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeypatch):
+def test_on_drive_every_file_is_copied_to_the_machine_once(tmp_path, weights, monkeypatch, capfd):
     (tmp_path / "drive").mkdir()
     values = plain(tmp_path / "drive" / "data" / "a.h5", chunks=(1, 3, 30, 40))
     monkeypatch.setattr(arrays, "DRIVE", (tmp_path / "drive").resolve())
@@ -131,6 +131,9 @@ def test_on_drive_every_file_is_copied_to_the_machine(tmp_path, weights, monkeyp
     monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path / "drive" / "weights"))
     data = quick_array(tmp_path / "drive" / "data" / "a.h5")
     assert Path(data.file.filename).is_relative_to(tmp_path / "machine") and (data[:] == values).all()
+    assert "a.h5: it lies in Google Drive; it is copied once to" in capfd.readouterr().err
+    assert quick_array(tmp_path / "drive" / "data" / "a.h5").file.filename == data.file.filename
+    assert capfd.readouterr().err == ""
 
 
 def test_on_drive_a_file_without_an_entry_is_read_itself(tmp_path, monkeypatch):

@@ -98,7 +98,8 @@ def _copy(data: h5py.Dataset, copy: Path, source: str) -> None:
         raise OSError(f"it may take {data.nbytes / 1e9:.2f} GB, of the disk {max(free, 0) / 1e9:.2f} GB may be used")
     name = Path(data.file.filename)
     cost = f"about {data.nbytes / 5e7:.0f} s and at most {data.nbytes / 1e9:.2f} GB"
-    say_once(f"{name}: reading one entry inflates {excess(data):.0f} of them; it is copied once to {copy} in {cost}")
+    why = f"reading one entry inflates {excess(data):.0f} of them" if excess(data) > SLOW else "it lies in Google Drive"
+    say_once(f"{name}: {why}; it is copied once to {copy} in {cost}")
     entry, chunk = data.nbytes // len(data), data.chunks[0] if data.chunks else 1
     rows = max(1, _BLOCK // entry)
     rows = max(rows - rows % chunk, min(rows, chunk))
