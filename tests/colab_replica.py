@@ -71,10 +71,11 @@ def run_all(name: str, source: Path, runtime: Path, modules: Path, drive: bool) 
         cell.source = cell.source.replace("USE_DRIVE = False", f"USE_DRIVE = {drive}")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MASKRCNN_", "PYTHON"))}
     own = {"PYTHONPATH": str(modules), "TMPDIR": str(runtime / "tmp"), "MASKRCNN_REPOSITORY": str(source)}
+    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # its debugger's warnings
     place = {"metadata": {"path": str(runtime / "content")}}
     started = time.perf_counter()
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=place)
-    client.execute(env=inherited | own | {"MASKRCNN_SET": QUICK})
+    client.execute(env=inherited | own | quiet | {"MASKRCNN_SET": QUICK})
     shutil.rmtree(runtime)
     return time.perf_counter() - started
 
@@ -84,6 +85,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="default: all six")
     parser.add_argument("--drive", action="store_true", help="keep everything on Drive, and run each a second time")
     args = parser.parse_args()
+    if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout:
+        print("What is not committed yet is not in it.")
     print(f"Python {sys.version.split()[0]}, notebooks and lib as committed, numbers: {QUICK}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder).resolve()

@@ -15,7 +15,7 @@ from PIL import Image
 from lib.machine.device import precision, seed_everything
 from lib.machine.errors import command_errors
 from lib.machine.folders import FOLDERS, paths, root
-from lib.notebook.colab import use_drive
+from lib.notebook.colab import set_up, use_drive
 from lib.notebook.figures import palette_png, save_figure
 
 DRAW = """
@@ -55,6 +55,22 @@ def test_on_colab_drive_takes_the_folders(monkeypatch, tmp_path):
     assert paths().weights == root() / "weights"
     use_drive(True, tmp_path)
     assert paths().weights == tmp_path / "weights" and (tmp_path / "weights").is_dir()
+
+
+def test_set_up_follows_the_environment_and_takes_numbers(monkeypatch, tmp_path, scenes):
+    monkeypatch.setenv("MASKRCNN_DATA", str(scenes.parent))
+    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("MASKRCNN_SOURCE", scenes.name)
+    source, config, data, weights = set_up("demo", "synthetic", False, ["rpn.epochs=2", "data.val_fraction=0.3"])
+    assert (source, config.rpn.epochs, data, weights) == (scenes.name, 2, scenes, tmp_path / f"demo-{scenes.name}")
+
+
+def test_a_mistake_in_the_set_up_is_one_sentence_for_ipython(monkeypatch, tmp_path):
+    monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught:
+        set_up("demo", "course", False)
+    (said,) = caught.value._render_traceback_()
+    assert said == f"error: {caught.value}" and "course" in said and "\n" not in said
 
 
 def test_same_seed_same_numbers():

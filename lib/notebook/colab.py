@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,6 +32,17 @@ def use_drive(wanted: bool, folder: Path = DRIVE_FOLDER) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """A notebook shows a ValueError or OSError of the block as its message alone, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error._render_traceback_ = lambda said=f"error: {error}": [said]  # type: ignore[union-attr]  # IPython asks it
+        raise
+
+
+@in_one_sentence()
 def set_up(profile: str, source: str, drive: bool, numbers: Iterable[str] = ()) -> tuple[str, Config, Path, Path]:
     """Source, config, the folder `data/<source>`, written if need be, and that of the weights; seeds everything.
 
