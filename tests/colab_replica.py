@@ -54,7 +54,7 @@ def stand_in(folder: Path) -> Path:
 def published(folder: Path, drive: Path) -> Path:
     """A clone of this repository, as GitHub would have it, for which Drive is mounted at `drive`."""
     folder.parent.mkdir(parents=True)
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    subprocess.run(["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     for path in (folder / "lib" / "machine" / "folders.py", *folder.glob("notebooks/*.ipynb")):
         path.write_text(path.read_text(encoding="utf-8").replace(DRIVE, str(drive)), encoding="utf-8")
     who = ["-c", "user.name=replica", "-c", "user.email=replica@localhost"]
@@ -93,12 +93,17 @@ def main() -> None:
         modules = stand_in(here / "modules")
         source = published(here / "github" / "maskrcnn-from-its-parts", here / "drive")
         for name in args.names or NAMES:
+            kept: dict[Path, int] = {}
             for turn in ("first", "second")[: 1 + args.drive]:
                 try:
                     seconds = run_all(name, source, here / f"{name}-{turn}", modules, args.drive)
                 except CellExecutionError as error:
                     sys.exit(f"error: {name} does not survive Run all ({error.ename}: {error.evalue})\n{error}")
                 print(f"{name}: {turn} run, {seconds:.0f} s", flush=True)
+                written = {path: path.stat().st_mtime_ns for path in (here / "drive").rglob("*.safetensors")}
+                if kept and written != kept:
+                    sys.exit(f"error: {name} trains again what is on Drive")
+                kept = written
 
 
 if __name__ == "__main__":
