@@ -4,9 +4,8 @@ B  images    D  detections of an image    R  RoIs    A  anchors    F  channels  
 boxes are xyxy in pixels of the network's input frame, of the picture where that is said
 
 Its weights fit our parts once they are renamed and put in our order. What it does otherwise, and no number of ours
-says, is in the methods of `CocoMaskRCNN`. Three things stay ours: the K proposals are the best of all levels together,
-and NMS is among them all, where it takes 1000 of each level and NMS is within it; a large picture is shrunk by
-averaging all its pixels, where it takes some; and masks are pasted to a fraction of a pixel.
+says, is in the methods of `CocoMaskRCNN`. Two things stay ours: a large picture is shrunk by averaging all its pixels,
+where it takes some; and masks are pasted to a fraction of a pixel, where it rounds their boxes.
 """
 
 import socket
@@ -21,12 +20,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
 from lib.anchors import STRIDES, Maps
-from lib.boxes import Named
+from lib.boxes import Named, Size
 from lib.boxhead import POOL_SIZE
 from lib.config import Config
 from lib.data.coco_json import COURSE_LABELS
 from lib.maskrcnn import COURSE_CLASSES, MaskRCNN
 from lib.roi_align import pyramid_level
+from lib.rpn import propose
 from lib.training.checkpoint import fingerprint
 
 COCO = "coco"  # names these weights where a folder of trained stages could stand
@@ -34,7 +34,7 @@ WEIGHTS = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
 CATEGORIES = WEIGHTS.meta["categories"]  # 91: the background, 80 of objects, and 10 "N/A" in between
 NUMBERS = {
     "anchors.ratios": (2, 1, 0.5),  # its ratios are h / w
-    "rpn.test.pre_nms": 5000,  # of all levels, where it takes up to 1000 of each
+    "rpn.test.pre_nms": 1000,  # of each level
     "boxhead.test.pre_nms": 100_000,  # all: at most 19 classes of a proposal are above the threshold
     "boxhead.test.score_threshold": 0.05,
 }
@@ -91,6 +91,20 @@ class CocoMaskRCNN(MaskRCNN):
         height, width = (STRIDES[0] * n for n in features[0].shape[2:])
         images = ImageList(torch.empty(height, width, device="meta"), [(height, width)])
         return self.anchor_generator(images, list(features))[0]
+
+    def propose(self, features: Maps, content: Size, training: bool = False) -> list[Named]:
+        """Maps -> its proposals of each image: our §4.6 for each level by itself, then the best N of all levels."""
+        logits, deltas = self.rpn(features)
+        anchors, per_cell = self.anchors(features), len(self.config.anchors.ratios)
+        counts = [f.shape[2] * f.shape[3] * per_cell for f in features]
+        levels = zip(logits.split(counts, dim=1), deltas.split(counts, dim=1), anchors.split(counts), strict=True)
+        found = [propose(*level, content, self.config.rpn, training) for level in levels]
+        proposals = []
+        for image in zip(*found, strict=True):
+            boxes, scores = (torch.cat([level[name] for level in image]) for name in ("boxes", "scores"))
+            best = scores.argsort(descending=True)[: self.config.rpn.test.post_nms]
+            proposals.append({"boxes": boxes[best], "scores": scores[best]})
+        return proposals
 
     def pool(self, features: Maps, rois: Tensor, images: Tensor, size: int) -> Tensor:
         """RoIs (R, 4), images (R,) -> pooled features (R, F, P, P), of points half a pixel of the map off ours.
