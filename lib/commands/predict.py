@@ -1,6 +1,7 @@
 """A trained model on a user's own pictures: an overlay of each, and one COCO-format JSON of all.
 
 python -m lib predict photo.jpg more/*.png --weights weights/demo --out predictions
+python -m lib predict photo.jpg --weights coco --out predictions  # torchvision's weights, learnt from COCO
 
 H x W  a picture's own size, any, its EXIF orientation applied    D  detections
 boxes and masks are in pixels of the picture
@@ -26,6 +27,7 @@ from lib.notebook import overlay
 from lib.scores.coco_ap import categories
 from lib.scores.results import box_results, encode_crop
 from lib.training.checkpoint import last_trained, load_model
+from lib.training.torchvision_coco import COCO, coco_maskrcnn
 
 
 def predict(model: MaskRCNN, picture: np.ndarray, stage: str, threshold: float) -> dict[str, torch.Tensor]:
@@ -76,17 +78,18 @@ def coco_annotations(image: int, results: list[dict], first: int) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m lib predict", description="Find objects in your own pictures.")
     parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--weights", type=Path, required=True, help="folder of the trained stages")
+    where = f"folder of the trained stages, or {COCO}: what torchvision trained on COCO's photographs (170 MB)"
+    parser.add_argument("--weights", required=True, metavar="DIR", help=where)
     parser.add_argument("--out", type=Path, required=True, help="folder for the overlays and predictions.json")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a detection, 0 to 1 (default 0.5)")
     args = parser.parse_args(argv)
-    stage = last_trained(args.weights)
+    stage = "joint" if args.weights == COCO else last_trained(args.weights)
     if stage == "rpn":
         raise ValueError(f"{args.weights} has no box head: `python -m lib train all --weights {args.weights}`")
     if stage == "boxhead":
         print(f"{args.weights} has no mask head: boxes only")
     keep_memory()
-    model = load_model(args.weights, stage).to(device())
+    model = (coco_maskrcnn() if args.weights == COCO else load_model(args.weights, stage)).to(device())
     coco: dict = {"images": [], "categories": categories(model.config.classes), "annotations": []}
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = zip(tqdm(args.pictures, "predict", unit="picture"), overlay_paths(args.pictures, args.out), strict=True)
