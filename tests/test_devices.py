@@ -91,9 +91,9 @@ def test_inference_stays_on_the_device(tiny_model, batch, stage, threshold):
 
 @pytest.mark.parametrize(
     "device, wanted, asked",
-    [("cuda", "fp16", (torch.float16, True)), ("cuda", "no", (None, False)), ("cpu", "bf16", (None, False))],
+    [("cuda", "fp16", (torch.float16, True)), ("cuda", "no", (None, False)), ("cpu", "bf16", (torch.bfloat16, True))],
 )
-def test_a_gpu_is_scored_in_the_precision_of_training_and_a_cpu_in_float32(monkeypatch, device, wanted, asked):
+def test_each_kind_of_precision_has_its_context(monkeypatch, device, wanted, asked):
     monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: (dtype, enabled))
     assert autocast(torch.device(device), wanted) == asked
 

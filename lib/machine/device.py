@@ -33,10 +33,9 @@ def precision(wanted: str = "auto") -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def autocast(device: torch.device, wanted: str = "auto") -> torch.autocast:
-    """A context in which a GPU computes in this `precision`; a CPU stays in float32."""
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    half = halves.get(precision(wanted)) if device.type == "cuda" else None
+def autocast(device: torch.device, kind: str) -> torch.autocast:
+    """A context in which the device computes in this kind of `precision`."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
     return torch.autocast(device.type, half, enabled=half is not None)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lib.config import STAGES
 from lib.data.batches import Examples, loader
-from lib.machine.device import autocast
+from lib.machine.device import autocast, precision
 from lib.maskrcnn import MaskRCNN
 from lib.scores.coco_ap import average_precision, coco_evaluation, course_map, ground_truth, proposal_recall
 from lib.scores.results import box_results, code_results, encode_masks
@@ -49,13 +49,13 @@ def collect_results(model: MaskRCNN, dataset: Examples, stage: str = "joint") ->
     size, processes, of_batches = model.config.evaluation.batch_size, PartialState(), []
     starts = range(0, len(dataset), size)[processes.process_index :: processes.num_processes]
     chosen = [list(range(start, min(start + size, len(dataset)))) for start in starts]
-    where = next(model.parameters()).device
+    where, wanted = next(model.parameters()).device, model.config.training.mixed_precision
     batches = loader(dataset, chosen, where)
     bar = tqdm(batches, "evaluate", leave=False, unit="batch", disable=not processes.is_main_process)
     for start, (images, targets) in zip(starts, bar, strict=True):
         results: dict[str, list[dict]] = {"proposals": [], "box": [], "mask": []}
         of_batches.append((start, results))
-        with autocast(where, model.config.training.mixed_precision):
+        with autocast(where, precision(wanted) if where.type == "cuda" else "no"):
             each = model.eval()(images.to(where, non_blocking=True), stage)
         for target, found in zip(targets, each, strict=True):
             image, found = target["image_id"], {k: v.cpu() for k, v in found.items()}
