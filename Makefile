@@ -4,7 +4,7 @@ PYTHON313 ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py notebooks/solutions/*.py))
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: help run test test-colab soak publish lint format student badges clean clean-cache clean-weights
 .DEFAULT_GOAL := help
@@ -64,6 +64,9 @@ clean-weights:  ## forget what the demo's stages have learnt
 	rm -rf weights/demo
 
 $(VENV)/.installed: requirements.txt
+	@echo "First the packages, once, into $(VENV). On Linux PyTorch comes with CUDA: some 3 GB to download, 6 GB on disk,"
+	@echo "1 to 15 minutes. Without an NVIDIA GPU a tenth of that is enough: stop, and begin again with"
+	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	touch $@

@@ -1,6 +1,7 @@
 """The one entry for every command: `python -m lib COMMAND ...`; `python -m lib COMMAND --help` says more."""
 
 import importlib
+import signal
 import sys
 
 from lib import COMMANDS
@@ -25,4 +26,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
     main()

@@ -61,10 +61,10 @@ def inside(boxes: Tensor, height: float, width: float) -> Tensor:
 
 def clip(boxes: Tensor, height: float, width: float) -> Tensor:
     """Boxes (..., 4) -> the same, cropped to a height x width image (§4.6, §6.5)."""
-    limit = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
-    return boxes.clamp(min=0).minimum(limit)
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def scale_boxes(boxes: Tensor, x_scale: float, y_scale: float) -> Tensor:
     """Boxes (..., 4) -> the same in a frame that is x_scale times as wide and y_scale times as high."""
-    return boxes * torch.tensor([x_scale, y_scale, x_scale, y_scale], dtype=boxes.dtype, device=boxes.device)
+    return torch.stack([boxes[..., 0::2] * x_scale, boxes[..., 1::2] * y_scale], dim=-1).flatten(-2)

@@ -78,9 +78,8 @@ def box_targets(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, config: 
     The box is the matched object's, for background the proposal itself.
     """
     labels, matched = match_proposals(iou_matrix(proposals, gt_boxes), gt_labels, config.positive_iou)
-    boxes = proposals.clone()
-    boxes[labels > 0] = gt_boxes[matched[labels > 0]]
-    return labels, boxes
+    itself = len(gt_boxes) + torch.arange(len(proposals), device=labels.device)
+    return labels, torch.cat([gt_boxes, proposals])[torch.where(labels > 0, matched, itself)]
 
 
 def sample_proposals(proposals: list[Named], targets: list[dict], config: BoxHeadConfig) -> Named:
@@ -102,8 +101,8 @@ def sample_proposals(proposals: list[Named], targets: list[dict], config: BoxHea
 
 def stack_rois(boxes: Boxes) -> tuple[Tensor, Tensor]:
     """Boxes (Ri, 4) of each image -> all boxes (R, 4) and the image of each (R,)."""
-    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
-    return torch.cat(list(boxes)), torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
+    images = [torch.full((len(b),), image, device=b.device) for image, b in enumerate(boxes)]
+    return torch.cat(list(boxes)), torch.cat(images)
 
 
 def box_loss(logits: Tensor, deltas: Tensor, labels: Tensor, target_deltas: Tensor, beta: float = 1.0) -> Named:

@@ -33,9 +33,8 @@ class MaskHead(nn.Module):
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(hidden if i else channels, hidden, 3, padding=1), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(hidden, hidden, 2, stride=2), nn.ReLU()]
         last = nn.Conv2d(hidden, classes, 1)
-        self.layers = nn.Sequential(*layers, last)
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(hidden, hidden, 2, stride=2), nn.ReLU(), last)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -74,6 +73,7 @@ def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[torch.arange(len(labels), device=labels.device), labels - 1]
 
 
+@torch.autocast("cuda", enabled=False)  # a half product would move the masks' borders
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size, threshold: float = THRESHOLD) -> Tensor:
     """Probabilities (D, m, m), boxes (D, 4) -> masks (D, H, W) uint8 in an image of `size` (H, W) (§7.5).
 

@@ -80,8 +80,7 @@ class MaskRCNN(nn.Module):
     def pool(self, features: Maps, rois: Tensor, images: Tensor, size: int) -> Tensor:
         """RoIs (R, 4), network frame, images (R,) -> RoIAlign of each on its level of P2 ... P5 (R, F, P, P) (§5)."""
         levels = pyramid_level(rois, self.config.roi_align.canonical_size) - 2
-        scales = [1 / stride for stride in STRIDES[:4]]
-        return pool(features[:4], scales, rois, images, levels, size)
+        return pool(features[:4], [1 / stride for stride in STRIDES[:4]], rois, images, levels, size)
 
     def classify(self, features: Maps, boxes: Boxes) -> tuple[Tensor, Tensor]:
         """Boxes (Ri, 4) of each image -> the box head's logits (R, C + 1), deltas (R, C, 4), images in order."""
@@ -114,7 +113,7 @@ class MaskRCNN(nn.Module):
         if stage != "rpn":
             detections = self.detect(features, [p["boxes"] for p in proposals], content)
             for found, detected in zip(results, detections, strict=True):
-                found |= {name: value[detected["scores"] >= threshold] for name, value in detected.items()}
+                found |= {k: v[detected["scores"] >= threshold] for k, v in detected.items()} if threshold else detected
         if stage in ("maskhead", "joint"):
             masks = self.segment(features, [r["boxes"] for r in results], [r["labels"] for r in results])
             for found, probabilities in zip(results, masks, strict=True):

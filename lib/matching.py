@@ -63,14 +63,15 @@ def sample(labels: Tensor, size: int, positive_fraction: float, groups: Tensor |
     count = size - len(positive)
     if groups is None:
         return torch.cat([positive, _choose(negative, count)])
-    return torch.cat([positive, _in_turn(negative, groups[negative % len(groups)], count)])
+    return torch.cat([positive, _in_turn(negative, groups, count)])
 
 
 def _in_turn(indices: Tensor, groups: Tensor, count: int) -> Tensor:
     """`count` of the indices at random, one of each group after the other until a group has no more."""
-    chosen = [_choose(indices[groups == group], count) for group in groups.unique().tolist()]
-    turn = torch.cat([torch.arange(len(c), device=indices.device) for c in chosen] or [indices])
-    return torch.cat(chosen or [indices])[turn.argsort(stable=True)[:count]]
+    group_of = groups[indices % len(groups)]
+    chosen = [_choose(indices[group_of == group], count) for group in range(int(groups.max()) + 1)]
+    turn = torch.cat([torch.arange(len(c), device=indices.device) for c in chosen])
+    return torch.cat(chosen)[turn.argsort(stable=True)[:count]]
 
 
 def _choose(indices: Tensor, count: int) -> Tensor:

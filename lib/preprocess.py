@@ -48,7 +48,7 @@ def preprocess_images(images: Tensor, config: ImageConfig) -> Tensor:
 
 def normalised(x: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] -> each channel less its mean, over its deviation; channels last in memory."""
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = torch.tensor([IMAGE_MEAN, IMAGE_STD])[..., None, None].to(x.device, non_blocking=True)
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 

@@ -66,14 +66,15 @@ def pool(features: Maps, scales: Sequence[float], rois: Tensor, images: Tensor, 
     `levels` (R,) int64 indexes `features` and `scales`.
     """
     pooled = features[0].new_empty(len(rois), size, size, features[0].shape[1])
-    for f, scale, part in zip(features, scales, rows_by_level(levels, len(features)), strict=True):
+    for f, scale, part in zip(features, scales, rows_of_each(levels, len(features)), strict=True):
         pooled[part] = roi_align(f, rois[part], images[part], size, scale).permute(0, 2, 3, 1)
     return pooled.permute(0, 3, 1, 2)
 
 
-def rows_by_level(levels: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Levels (R,) int64 -> the rows of each of `count` levels, in order. A GPU is waited for once, not once a level."""
-    return levels.argsort(stable=True).split(levels.bincount(minlength=count).tolist())
+def rows_of_each(levels: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Levels (R,), or images -> the rows of each of `count`, in order. A GPU is waited for once, not once for each."""
+    counts = (levels == torch.arange(count, device=levels.device)[:, None]).sum(dim=1)
+    return levels.argsort(stable=True).split(counts.tolist())
 
 
 def _sample_points(start: Tensor, end: Tensor, size: int, samples: int) -> Tensor:

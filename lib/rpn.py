@@ -24,7 +24,7 @@ from lib.anchors import Maps, anchor_levels
 from lib.boxes import MIN_SIZE, Named, Size, clip, decode, encode, inside, iou_matrix
 from lib.machine.numbers import Numbers, count, number, share
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors, sample
-from lib.roi_align import rows_by_level
+from lib.roi_align import rows_of_each
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3  # with an object: an anchor above is positive, below negative
 POSITIVE_FRACTION = 0.5  # of the minibatch, where there are so many
@@ -92,12 +92,12 @@ def gather_patches(features: Maps, images: Tensor, anchors: Tensor, anchors_per_
 
     `anchors` (M,) are int64 indices in the order of the pyramid. Outside the map there are zeros.
     """
-    cells = torch.tensor([f.shape[2] * f.shape[3] for f in features])
-    ends = cells.cumsum(0).to(anchors.device)
+    cells = torch.tensor([f.shape[2] * f.shape[3] for f in features]).to(anchors.device, non_blocking=True)
+    ends = cells.cumsum(0)
     cell = anchors // anchors_per_cell
     level = torch.bucketize(cell, ends, right=True)
-    cell = cell - (ends - cells.to(ends.device))[level]
-    parts = rows_by_level(level, len(features))  # the pairs of each level
+    cell = cell - (ends - cells)[level]
+    parts = rows_of_each(level, len(features))  # the pairs of each level
     patches = [_patches(f, images[part], cell[part]) for f, part in zip(features, parts, strict=True)]
     return torch.cat(patches)[torch.cat(parts).argsort()].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
@@ -153,8 +153,8 @@ def draw_anchors(
     drawn = sample_anchors(labels, grids, config)
     images, index = drawn // len(anchors), drawn % len(anchors)
     labels, deltas = labels.flatten()[drawn], anchors.new_zeros(len(drawn), 4)
-    positive = labels == POSITIVE
-    counts = torch.tensor([len(target["boxes"]) for target in targets], device=drawn.device)
+    positive = (labels == POSITIVE).nonzero().flatten()
+    counts = torch.tensor([len(target["boxes"]) for target in targets]).to(drawn.device, non_blocking=True)
     first = counts.cumsum(0) - counts  # of each image's objects, among those of all images
     objects = (first[images] + matched.flatten()[drawn])[positive]
     deltas[positive] = encode(torch.cat([target["boxes"] for target in targets])[objects], anchors[index[positive]])
@@ -207,7 +207,7 @@ def propose(
     boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)).float(), anchors[index])  # (B, K, 4)
     proposals = []
     for box, score in zip(clip(boxes, *content), top, strict=True):
-        keep = score.isfinite() & (box[:, 2:] - box[:, :2] >= MIN_SIZE).all(dim=1)
+        keep = (score.isfinite() & (box[:, 2:] - box[:, :2] >= MIN_SIZE).all(dim=1)).nonzero().flatten()
         box, score = box[keep], score[keep]
         for few in (2 * limits.post_nms, len(box)):  # NMS never looks ahead: where the best leave enough, stop there
             kept = nms(box[:few], score[:few], config.nms_iou)[: limits.post_nms]

@@ -1,6 +1,7 @@
 """Executing a notebook: what is kept, left out, and left by a failure. Requirements that Colab meets."""
 
 import os
+import shutil
 import time
 
 import jupytext
@@ -14,7 +15,7 @@ from lib.data import sources
 from lib.data.reader import FILES
 from lib.data.sources import ensure_data, weights_folder
 from lib.data.split import write_split
-from lib.machine.folders import root
+from lib.machine.folders import paths, root
 from lib.notebook.execute import NOTEBOOKS, NotebookError, execute
 
 NOTEBOOK = """# %% [markdown]
@@ -127,21 +128,39 @@ def test_each_source_has_weights_of_its_own(monkeypatch, tmp_path):
     assert weights_folder("course", config) == tmp_path / "demo-course"
 
 
+@pytest.fixture
+def scenes_of_the_run(monkeypatch, scenes, tmp_path):
+    """Twelve scenes, nine of them to train on, where `make run` looks for its data."""
+    shutil.copytree(scenes, tmp_path / "data" / "synthetic")
+    write_split(tmp_path / "data" / "synthetic", {"train": range(9), "val": [9], "test": [10, 11]})
+    monkeypatch.setenv("MASKRCNN_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MASKRCNN_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(run, "measured_pass", lambda config: (0.5, 0.0, 0))
+
+
+@pytest.mark.usefixtures("scenes_of_the_run")
 def test_the_run_stops_at_the_first_failure_in_one_line(monkeypatch, capsys):
-    def fail(name, root, solutions):
+    def fail(name, root, env, solutions, say):
         raise NotebookError(f"{name} stopped")
 
-    monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
     monkeypatch.setattr(run, "execute", fail)
     with pytest.raises(SystemExit, match="^error: 03_rpn stopped$"):
         main(["run", "--only", "03_rpn", "04_boxhead"])
     assert "2 notebook(s)" in capsys.readouterr().out
 
 
-def test_the_run_ends_with_a_table_of_seconds(monkeypatch, capsys):
-    monkeypatch.setattr(run, "ensure_data", lambda source, config: None)
-    monkeypatch.setattr(run, "execute", lambda name, root, solutions: 2.0)
+@pytest.mark.usefixtures("scenes_of_the_run")
+def test_the_run_tells_what_is_left_and_ends_with_a_table_of_seconds(monkeypatch, capsys):
+    """A pass of an image takes 0.5 s. A notebook takes 20 s and 300 passes, 01 half of that; a training 450 s."""
+    monkeypatch.setattr(run, "stage_seconds", lambda stage, config, images, one: one * images * 100)
+    monkeypatch.setattr(run, "execute", lambda name, root, env, solutions, say: say(f"rpn: {name}") or 60.0)
     main(["run"])
-    table = capsys.readouterr().out.splitlines()[-8:]
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[-8:]
     assert [line.split()[0] for line in table] == ["data", *NOTEBOOKS, "total"]
-    assert float(table[-1].split()[1]) >= 12.0
+    assert float(table[-1].split()[1]) >= 360.0  # 3185 s are left after 60 s where 85 s were expected: 3161 s
+    log = (paths().weights / "demo" / "run.log").read_text().splitlines()
+    assert [line[21:] for line in log] == lines[1:-8]
+    assert log[0][21:].startswith("about 38 to 76 minutes, 0.0 GB of memory")  # 6 * 170 s + 5 * 450 s
+    assert "rpn: 01_data" in log[1] and log[2].endswith("01_data done in 60 s; about 37 to 74 minutes left")
+    assert log[-1].endswith("06_eval done in 60 s")

@@ -33,6 +33,12 @@ def precision(wanted: str = "auto") -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
+def autocast(device: torch.device, kind: str) -> torch.autocast:
+    """A context in which the device computes in this kind of `precision`."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
+    return torch.autocast(device.type, half, enabled=half is not None)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators, on every device."""
     random.seed(seed)

@@ -5,10 +5,14 @@ as .ipynb once every cell has run. What would differ between two equal runs (ids
 state of widgets) stays out of the file. Durations are wall seconds.
 """
 
+import asyncio
 import base64
 import os
 import re
+import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from lib.config import STAGES
 from lib.machine.files import written_whole
 from lib.notebook.exercises import mark_for_nbgrader, solved, worked
 from lib.notebook.figures import palette_png
@@ -26,6 +31,7 @@ from lib.notebook.figures import palette_png
 NOTEBOOKS = ("01_data", "02_anchors", "03_rpn", "04_boxhead", "05_maskhead", "06_eval")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PROGRESS = re.compile(r"\d+%\|.*\|")  # a tqdm bar
+TRAINING = re.compile(rf"({'|'.join(STAGES)}|features)(: | +\d+/\d+ )")  # how a line that a training prints begins
 METADATA = {
     # as in jupytext.toml: where the .ipynb is the newer, Jupytext opens a .py by what its .ipynb says
     "jupytext": {"cell_metadata_filter": "cellView,-all", "notebook_metadata_filter": "-all"},
@@ -38,33 +44,77 @@ class NotebookError(ValueError):
     """A notebook stopped; the message names it, the cell, the error and the file with what ran."""
 
 
-def execute(name: str, root: Path, env: dict[str, str] | None = None, solutions: bool = False) -> float:
+class Client(NotebookClient):
+    """A client whose `bar` counts cells and shows a training's, and that hands an interruption on to the kernel.
+
+    `say` gets each line that a training prints. What trains saves its state when it is interrupted; a second time
+    ends the kernel at once.
+    """
+
+    bar: tqdm
+    say: Callable[[str], None]
+    reached, stopped = 0, False
+
+    async def async_start_new_kernel(self, **options: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(RuntimeError):  # on Windows, and outside the main thread, signals do as they did
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        await super().async_start_new_kernel(**options)
+
+    def begin(self, cell: NotebookNode, cell_index: int) -> None:
+        if self.stopped:
+            raise DeadKernelError("stopped between two cells")
+        self.reached = cell_index + 1
+        self.bar.update()
+        self._begun = {"stdout": "", "stderr": ""}  # the line of each stream that has no end yet
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        if msg["msg_type"] == "stream":
+            stream = msg["content"]["name"]
+            *lines, begun = (self._begun[stream] + msg["content"]["text"]).split("\n")
+            for line in filter(TRAINING.match, (line.rsplit("\r", 1)[-1] for line in lines)):
+                self.say(line)
+            self._begun[stream] = begun = begun.rsplit("\r", 1)[-1]
+            self.bar.set_postfix_str(begun.strip() if PROGRESS.search(begun) else "")
+        return super().process_message(msg, cell, cell_index)
+
+    def _stop(self) -> None:
+        if self.km is not None and self.km.has_kernel:
+            ends: Any = self.km.shutdown_kernel(now=True) if self.stopped else self.km.interrupt_kernel()
+            self._stopping = asyncio.ensure_future(ends)
+        self.stopped = True
+
+
+def execute(
+    name: str,
+    root: Path,
+    env: dict[str, str] | None = None,
+    solutions: bool = False,
+    say: Callable[[str], None] = tqdm.write,
+) -> float:
     """Execute `root/notebooks/name.py`, `env` added to the environment, and write `name.ipynb` beside it.
 
     With `solutions`, execute it with the worked ones in its exercises' places, and write `solutions/name.ipynb` alone.
-    Returns wall seconds. Raises NotebookError when a cell fails: the earlier .ipynb stays as it was, and what
-    ran is in `name.failed.ipynb`.
+    `say` gets the lines that trainings print. Returns wall seconds. Raises NotebookError when a cell fails: the earlier
+    .ipynb stays as it was, and what ran is in `name.failed.ipynb`; KeyboardInterrupt, which says where, at Ctrl-C or
+    SIGTERM.
     """
     root = Path(root).resolve()
     folder = root / "notebooks"
     notebook = solved(name, folder) if solutions else jupytext.read(folder / f"{name}.py", fmt="py:percent")
     failed = folder / f"{name}.failed.ipynb"
-    started, reached = time.perf_counter(), 0
+    started = time.perf_counter()
+    settings: dict[str, Any] = {"timeout": None, "kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+    client = Client(notebook, record_timing=False, resources={"metadata": {"path": str(folder)}}, **settings)
     with tqdm(total=len(notebook.cells), desc=name, unit="cell", leave=False, disable=None) as bar:
-
-        def count(cell: NotebookNode, cell_index: int) -> None:
-            nonlocal reached
-            reached += 1
-            bar.update()
-
-        settings: dict[str, Any] = {"timeout": None, "kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
-        place = {"metadata": {"path": str(folder)}}
-        client = NotebookClient(notebook, on_cell_start=count, record_timing=False, resources=place, **settings)
+        client.bar, client.say, client.on_cell_start = bar, say, client.begin
         try:
             client.execute(env=os.environ | (env or {}))
-        except (CellExecutionError, DeadKernelError) as error:
+        except (CellExecutionError, RuntimeError, AssertionError) as error:  # of the client, once its kernel is gone
+            where = f"{name} stopped at cell {client.reached} of {len(notebook.cells)}"
+            if client.stopped:
+                raise KeyboardInterrupt(where) from None
             _write(_clean(notebook, root), failed)
-            where = f"{name} stopped at cell {reached} of {len(notebook.cells)}"
             raise NotebookError(f"{where}: {_reason(error)}. What ran is in {failed}") from None
     if solutions:
         notebook, folder = worked(notebook, name, folder), folder / "solutions"
@@ -77,7 +127,7 @@ def execute(name: str, root: Path, env: dict[str, str] | None = None, solutions:
 def _reason(error: Exception) -> str:
     if isinstance(error, CellExecutionError):
         return f"{error.ename}: {' '.join(str(error.evalue).split())}"
-    return "its kernel died, most often for want of memory"
+    return "its kernel died, most often for want of memory; the same command goes on from what was saved"
 
 
 def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:

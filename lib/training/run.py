@@ -3,8 +3,7 @@
 While it trains, `<stage>.resume/` holds what a stopped training goes on from and `<stage>_history.csv` a row an epoch:
 mean losses on the train and val split, learning rate and seconds. Then it writes `<stage>.safetensors`. All that a step
 draws at random follows from seed, epoch and step, so that stopped and gone on with it gives the same weights. Devices,
-precision and processes are accelerate's: `torchrun --nproc_per_node 4 -m lib train rpn` runs the same steps on four
-GPUs, each with its share of a step's images and samples.
+precision and processes (under `torchrun`, see `processes`) are accelerate's.
 """
 
 import math
@@ -26,6 +25,7 @@ from lib.machine.signals import signals_noted
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import FRAME, content_size
 from lib.scores.evaluate import evaluate_model
+from lib.speed.pace import timed
 from lib.speed.stored import is_mirrored, stored_features, stored_maps
 from lib.training import checkpoint
 from lib.training.history import write_history
@@ -76,7 +76,7 @@ class Run:
         learning = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, self.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.learner, self.wrapped = self.accelerator.prepare(learner, self.optimizer)
-        self.history, self.due = list[dict](), time.monotonic() + SAVE_SECONDS
+        self.history, self.due, self.tells = list[dict](), time.monotonic() + SAVE_SECONDS, True
         self.place: dict[str, Any] = {"step": 0, "sums": {}, "seconds": 0.0, "saves": 0}
         images = f"{self.epochs} epochs of {len(train)} images in batches of {self.batch_size}"
         size = f"{self.epochs * self.steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
@@ -118,7 +118,8 @@ class Run:
         self.batches[:] = own_batches(order, self.batch_size, self.accelerator)[self.place["step"] : self.steps]
         self.learner.train()
         bar = self._bar(self.train_loader, f"{self.name} {epoch + 1}/{self.epochs}")
-        for batch in bar:
+        left, first, self.tells = (self.epochs - epoch) * self.steps - self.place["step"], self.tells, False
+        for batch in timed(bar, self.name, left, self.batch_size) if first else bar:
             losses, sums, step = self._step(epoch, *batch), self.place["sums"], self.place["step"] + 1
             sums = {name: sums.get(name, 0.0) + loss for name, loss in losses.items()}
             self.place |= {"step": step, "sums": sums, "seconds": time.perf_counter() - started}

@@ -22,6 +22,7 @@ from lib.boxhead import POOL_SIZE, box_loss, refine_for_training, sample_proposa
 from lib.maskhead import POOL_SIZE as MASK_POOL_SIZE
 from lib.maskhead import mask_loss, mask_targets
 from lib.maskrcnn import MaskRCNN
+from lib.roi_align import rows_of_each
 from lib.rpn import rpn_loss, sample_rpn
 
 
@@ -132,11 +133,10 @@ class JointStage(Stage):
     def sample(self, features, targets, content):
         rpn = self.rpn.sample(features, targets, content)
         box = self.boxhead.sample(features, targets, content)
-        order = box["images"].argsort(stable=True)
-        counts = box["images"].bincount(minlength=len(targets)).tolist()
+        rows = rows_of_each(box["images"], len(targets))
         with torch.no_grad():
-            outputs = self.model.box_head(box["pooled"][order])
-        mask = self.maskhead.of_boxes(features, outputs, box["rois"][order].split(counts), targets, content)
+            outputs = self.model.box_head(box["pooled"][torch.cat(rows)])
+        mask = self.maskhead.of_boxes(features, outputs, [box["rois"][r] for r in rows], targets, content)
         parts = {"rpn": rpn, "boxhead": box, "maskhead": mask}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
