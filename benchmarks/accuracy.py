@@ -41,7 +41,7 @@ from lib.config import PROFILES, STAGES, Config
 from lib.data.batches import collate, flip_horizontally
 from lib.data.reader import CourseDataset
 from lib.data.sources import ensure_data
-from lib.machine.device import device, keep_memory, precision, seed_everything
+from lib.machine.device import autocast, device, keep_memory, precision, seed_everything
 from lib.machine.errors import command_errors
 from lib.machine.files import write_json
 from lib.machine.folders import paths
@@ -181,7 +181,8 @@ def torchvision_results(model: nn.Module, dataset: CourseDataset) -> dict[str, l
     model.eval().rpn.register_forward_hook(lambda module, inputs, outputs: proposals.append(outputs[0][0]))
     for i in tqdm(range(len(dataset)), "evaluate", leave=False):
         image, target = dataset[i]
-        found, n = model([image.float().to(device()) / 255])[0], target["image_id"]
+        with autocast(device(), precision() if device().type == "cuda" else "no"):  # as `collect_results` does
+            found, n = model([image.float().to(device()) / 255])[0], target["image_id"]
         boxes = _in_original_frame(proposals.pop(), model, image)
         ranks = 1 - torch.arange(len(boxes)) / max(len(boxes), 1)  # best first; the scores themselves are not returned
         results["proposals"] += box_results(n, boxes, torch.ones(len(boxes), dtype=torch.long), ranks)
