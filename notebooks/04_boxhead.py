@@ -68,7 +68,7 @@ SOURCE, config, DATA, WEIGHTS = colab.set_up(PROFILE, SOURCE, USE_DRIVE)  # a fo
 
 # %%
 # @title Imports, and the whole system with this notebook's part lit
-import dataclasses
+import functools
 import math
 
 import torch
@@ -135,7 +135,7 @@ near = int((overlap > config.boxhead.positive_iou).any(dim=1).sum())
 Markdown(
     f"Of {len(given[0])} proposals, {near} overlap an object by an IoU above {config.boxhead.positive_iou:g}. "
     + "".join(f"The best one of the {name} reaches {float(v):.2f}. " for name, v in zip(NAMES, best, strict=True))
-    + "No proposal knows what it shows, and even the best miss their object's edges."
+    + "None of them knows what it shows, and the best are still off."
 )
 
 # %% [markdown]
@@ -391,7 +391,7 @@ plt.show()
 
 peaks = [divmod(int(pooled[chosen, channel].argmax()), POOL_SIZE) for channel in channels]
 Markdown(
-    f"The proposal is the best one of the {NAMES[-1]}. "
+    f"This is the best proposal of the {NAMES[-1]}: "
     + "; ".join(
         f"channel {c} is highest in row {r + 1}, column {k + 1}" for c, (r, k) in zip(channels, peaks, strict=True)
     )
@@ -664,7 +664,7 @@ Markdown(
     + (
         "The head has begun to know its training images by heart."
         if max(gaps.values(), default=0) > 1.2
-        else "It is not learning by heart."
+        else "Nothing shows yet that it learns them by heart."
     )
 )
 
@@ -686,7 +686,9 @@ for row in {row["epoch"]: row for row in (history[0], history[-1])}.values():
 report.save_table(rows, "04_magnitudes")
 display(report.markdown(rows))
 heard = (
-    "of the same order: both are heard" if 0.2 < weight / ratio < 5 else "far from that: one of the two is hardly heard"
+    "of the same order: both are heard"
+    if 1 / 3 < weight / ratio < 3
+    else "far from that: one of the two is hardly heard"
 )
 Markdown(
     f"Equal magnitudes would need a weight of {ratio:.1f} after the last epoch. The config has {weight:g}, {heard}."
@@ -984,17 +986,21 @@ for n, picture, ax in zip(worst, pictures, axes.flat, strict=False):
     draw.image(ax.axes, picture)
     draw.boxes(ax, objects[n]["boxes"], "truth", linewidth=2.2)
     draw.detections(ax, detections[n], CLASS_NAMES)
-    ax.set_title(f"{len(objects[n]['labels'])} objects, {trouble[n]} mistakes", fontsize=9)
+    ax.set_title(f"objects: {len(objects[n]['labels'])}, mistakes: {trouble[n]}", fontsize=9)
 draw.legend(axes[1, 0], {"truth": "object"})
 fig.tight_layout()
 _ = save_figure(fig, "04_mistakes")
 plt.show()
 
-clean = trouble.count(0)
+kinds = {"pieces of an object on their own, often under another name": in_part}
+kinds |= {
+    "background taken for an object": nowhere,
+    "objects that got two boxes or two names": extra - in_part - nowhere,
+}
+kinds |= {"objects that nothing was found for": said.count("missed")}
 Markdown(
-    f"{clean} of {len(trouble)} validation images have no mistake at all; these {len(worst)} hold {sum(trouble[n] for n in worst)} of {sum(trouble)}. "
-    "Look for pieces of an object detected on their own, often under another name; for a second, looser box that overlaps the "
-    f"first by less than NMS's {config.boxhead.test.nms_iou:g}; and for background taken for an object."
+    f"{trouble.count(0)} of {len(trouble)} validation images have no mistake at all; these {len(worst)} hold {sum(trouble[n] for n in worst)} of {sum(trouble)}. "
+    + ("Look for " + "; ".join(kind for kind, count in kinds.items() if count) + "." if sum(trouble) else "")
 )
 
 # %% [markdown]
@@ -1029,15 +1035,21 @@ def scored(head, pooled_from=rois):
     return float(boxes.iou_matrix(moved, aims[at]).diagonal().mean()), z.argmax(dim=1)
 
 
-def briefly_trained(of, box_loss, steps=60):
-    """A fresh head after so many steps on 12 minibatches drawn under the config `of`; `box_loss(deltas, sample)` judges its boxes."""
+@functools.cache
+def training_maps():
+    """The backbone's maps of six batches of 8 training images, and their targets."""
+    train = CourseDataset(DATA, "train", config.data, with_masks=False)
+    batches = [as_seen(train, [(8 * n + j) % len(train) for j in range(8)], config) for n in range(6)]
+    with torch.no_grad():
+        return [(model.features(batch.x), batch.targets) for batch in batches]
+
+
+def briefly_trained(of, box_loss, steps=40):
+    """A fresh head after so many steps on minibatches drawn under the config `of`; `box_loss(deltas, sample)` judges its boxes."""
     torch.manual_seed(0)
-    train, stage, samples = CourseDataset(DATA, "train", config.data, with_masks=False), BoxHeadStage(model), []
+    stage = BoxHeadStage(model)
     stage.config = of
-    for n in range(12):
-        batch = as_seen(train, [(8 * n + j) % len(train) for j in range(8)], of)
-        with torch.no_grad():
-            samples.append(stage.sample(model.features(batch.x), batch.targets, batch.content))
+    samples = [stage.sample(maps, targets, content) for maps, targets in training_maps()]
     head = boxhead.BoxHead(features[0].shape[1], config.boxhead.hidden, len(config.classes))
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3)
     for sample in (samples * steps)[:steps]:
