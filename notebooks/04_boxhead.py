@@ -66,7 +66,7 @@ SOURCE, config, DATA, WEIGHTS = colab.set_up(PROFILE, SOURCE, USE_DRIVE)  # a fo
 # 4. label proposals, work out both losses on paper and balance them;
 # 5. follow a box from proposal to detection, and say what still goes wrong.
 
-# %%
+# %% cellView="form"
 # @title Imports, and the whole system with this notebook's part lit
 import functools
 import math
@@ -113,7 +113,7 @@ with torch.no_grad():
 # %% [markdown]
 # Ground truth is dashed orange-red in all figures, a proposal green:
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: the image we follow, its objects and its proposals
 overlap = boxes.iou_matrix(given[0], target["boxes"])  # (proposals, objects)
 best, ours = overlap.max(dim=0)
@@ -164,7 +164,7 @@ Markdown(
 # %% [markdown]
 # **Predict.** A pixel of level P$k$ is $2^k$ image pixels wide. How far can rounding move a corner sideways, at most, on P2, P3, P4, P5?
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 worst_shift = [2, 4, 8, 16]  # half a pixel of the map
@@ -182,8 +182,8 @@ shift, left_over = (rounded - rois).abs().amax(dim=1), boxes.iou_matrix(rois, ro
 assert worst_shift == [stride / 2 for stride in STRIDES[:4]]
 assert (shift <= torch.tensor(worst_shift)[levels - 2] + 1e-3).all()
 Markdown(
-    f"Rounded, the {len(rois)} proposals would be shifted by up to {float(shift.max()):.1f} pixels, and overlap their own "
-    f"place by a mean IoU of {float(left_over.mean()):.2f}. The head would look beside the box that it is asked about."
+    f"Rounded, the {len(rois)} proposals would be shifted by up to {float(shift.max()):.1f} pixels, and overlap their "
+    f"own place by a mean IoU of {float(left_over.mean()):.2f}. The head would look beside the box it is asked about."
 )
 
 
@@ -199,7 +199,7 @@ Markdown(
 
 # %%
 def naive_bilinear(values, x, y):
-    """Value at (x, y) of four pixels one apart: values = [[f(x1,y1), f(x1,y2)], [f(x2,y1), f(x2,y2)]], x and y from (x1, y1)."""
+    """Value at (x, y), from (x1, y1), of four pixels one apart: [[f(x1,y1), f(x1,y2)], [f(x2,y1), f(x2,y2)]]."""
     (f11, f12), (f21, f22) = values
     return (1 - x) * (f11 * (1 - y) + f12 * y) + x * (f21 * (1 - y) + f22 * y)
 
@@ -208,7 +208,7 @@ def naive_bilinear(values, x, y):
 # **Predict**, for the four values of the sheet's figure 7, $\begin{bmatrix} 0.32 & 0.16 \\ 0.64 & 0.12 \end{bmatrix}$: the value half
 # way from the first to the second along $y$; in the very middle; and ¾ of the way along both axes.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 half_way, middle, three_quarters = 0.24, 0.31, 0.2375
@@ -236,17 +236,20 @@ for x, y, value in [(0, 0.5, half_way), (0.5, 0.5, middle), (0.75, 0.75, three_q
 printed = float(torch.tensor([9.25, 7.5]) @ figure7 @ torch.tensor([3.25, 16.75]))
 pair = torch.tensor([0.25, 0.75])
 all_orders = [float(a @ figure7 @ b) for a in (pair, pair.flip(0)) for b in (pair, pair.flip(0))]
-assert not figure7.min() <= printed <= figure7.max() and min(abs(v - 0.21778) for v in all_orders) > 0.005
+assert not figure7.min() <= printed <= figure7.max() and math.isclose(all_orders[0], three_quarters, abs_tol=1e-6)
+assert min(abs(value - 0.21778) for value in all_orders) > 0.005
 Markdown(
-    f"It gives **{printed:.3f}**. That cannot be a weighted mean of numbers between 0.12 and 0.64: the weights must not be negative, and "
-    "each pair must add up to 1. Read the digits behind the point as distances, 0.25 and 0.75, and the value is the one you predicted, "
-    f"**{three_quarters}**; other orders of these weights give {', '.join(f'{v:.4f}' for v in all_orders[1:])}, and none 0.21778."
+    f"It gives **{printed:.3f}**. No weighted mean of numbers between 0.12 and 0.64 can be that: weights are not "
+    "negative, and each pair must add up to 1. Read the digits behind the point as distances, 0.25 and 0.75, and the "
+    f"value is the one you predicted, **{three_quarters}**. Other orders of these weights give "
+    f"{', '.join(f'{value:.4f}' for value in all_orders[1:])}; none gives 0.21778."
 )
 
 # %% [markdown]
 # ### Cells and points
 #
-# Cut the box into $P × P$ cells, put $S × S$ regular points into each, read the map at every point, and take the mean over a cell.
+# Cut the box into $P × P$ cells, put $S × S$ regular points into each (left), read the map at every point (middle: the orange one, with the
+# weights of its four pixels), and take the mean over each cell (right).
 
 # %%
 fig = diagrams.roi_align()
@@ -258,7 +261,7 @@ fig
 # On such a slope interpolation is exact, so the mean over a cell is the value at its centre. **Predict** the upper left cell; and by how
 # much all four change when the box moves 0.3 to the right and 0.4 up.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 upper_left = 11  # the cell from 1 to 2 has its centre on that of pixel (1, 1)
@@ -317,15 +320,15 @@ torch.testing.assert_close(pooled, theirs)
 # %% [markdown]
 # ## From which level? (§5.2)
 #
-# Pooled from P2, a large box would have cells dozens of pixels wide, and four points a cell would skip most of them; a small box on P5 would read
-# nearly one value 49 times. So [FPN](https://arxiv.org/abs/1612.03144) lets the size choose. A box as large as ImageNet's pictures, 224 pixels,
-# belongs to P4, one half as large to the next finer level:
+# Pooled from P2, a box of 448 pixels would have cells 16 of the map's pixels wide, and four points a cell would skip most of them; a box of 32 on P5 would read
+# one pixel 49 times. So [FPN](https://arxiv.org/abs/1612.03144) lets the size choose. A box as large as ImageNet's pictures, 224 pixels,
+# belongs to P4, one half as large to the next finer level (P6 is for anchors alone):
 #
 # $$k = \Big\lfloor 4 + \log_2 \frac{\sqrt{wh}}{224} \Big\rfloor,\quad \text{limited to } 2 \dots 5$$
 #
 # **Predict** $k$ for $w × h$ of 40 × 40, 112 × 112, 223.9 × 223.9, 224 × 224, 448 × 112 and 1000 × 800.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 predicted_levels = [2, 3, 3, 4, 4, 5]  # 40: 1, limited to 2; 223.9: rounded down; 448 x 112: the same area as 224 x 224
@@ -342,27 +345,28 @@ assert predicted_levels == naive_levels == roi_align.pyramid_level(of_sizes).tol
 show(roi_align.pyramid_level)
 
 # %% [markdown]
-# The promise: on its own level every box spans about the same number of cells. Kept, for the proposals of our images? (This profile's images may be
-# smaller than the sheet's, and its 224 with them.)
+# The promise: on its own level, a box of any size spans about the same number of the map's pixels. Is it kept by the proposals of our images? (A profile with
+# smaller images has a smaller 224.)
 
 # %%
 rows = []
 for k in sorted(set(levels.tolist())):
     mine = levels == k
     spans = boxes.area(rois[mine]).sqrt() / STRIDES[k - 2]
-    row = {"level": LEVELS[k - 2], "a cell, pixels": STRIDES[k - 2], "proposals": int(mine.sum())}
-    rows.append(row | {"mean size in cells": float(spans.mean()), "IoU if rounded": float(left_over[mine].mean())})
-spread = [row["mean size in cells"] for row in rows]
+    row = {"level": LEVELS[k - 2], "stride": STRIDES[k - 2], "proposals": int(mine.sum())}
+    rows.append(row | {"mean size in map pixels": float(spans.mean()), "IoU if rounded": float(left_over[mine].mean())})
+spread = [row["mean size in map pixels"] for row in rows]
 display(report.markdown(rows))
+coarser = rows[-1]["stride"] // rows[0]["stride"]
 Markdown(
-    f"224 is {config.roi_align.canonical_size:g} here. A cell grows by a factor of {rows[-1]['a cell, pixels'] // rows[0]['a cell, pixels']} over these levels, "
-    f"the mean size in cells only from {min(spread):.1f} to {max(spread):.1f}."
+    f"224 is {config.roi_align.canonical_size:g} here. Over these levels the stride grows by a factor of {coarser}, "
+    f"and the mean size lies between {min(spread):.1f} and {max(spread):.1f} map pixels."
 )
 
 # %% [markdown]
 # What the box head gets to see: a proposal on the followed image, its cells, and the three pooled channels that vary most within it.
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: a proposal, its 7 x 7 cells and three pooled channels
 with torch.no_grad():
     pooled = model.pool(features, rois, image_of, POOL_SIZE)
@@ -405,7 +409,7 @@ Markdown(
 # deltas. **Predict**, for the sheet ($F = 256$, $P = 7$, two layers of 1024, $C = 3$): how many numbers go in, and what share of all
 # parameters the first layer holds.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 inputs, share = 256 * 7 * 7, 0.92
@@ -419,18 +423,20 @@ with torch.device("meta"):  # shapes only
     of_sheet = boxhead.BoxHead(channels=256, hidden=1024, classes=3)
 total = sum(p.numel() for p in of_sheet.parameters())
 rows = []
-for (name, sheet), here in zip(of_sheet.named_parameters(), model.box_head.parameters(), strict=True):
+for (name, sheet), ours_too in zip(of_sheet.named_parameters(), model.box_head.parameters(), strict=True):
     if sheet.dim() == 2:  # the weights; a bias has one number for each output
-        shapes = [f"{v.shape[1]:,} → {v.shape[0]:,}" for v in (sheet, here)]
+        shapes = [f"{v.shape[1]:,} → {v.shape[0]:,}" for v in (sheet, ours_too)]
         rows.append({"layer": name.removesuffix(".weight"), "sheet": shapes[0], "its weights": sheet.numel()})
-        rows[-1] |= {"share": f"{sheet.numel() / total:.1%}", "this profile": shapes[1]}
+        rows[-1] |= {"share": f"{sheet.numel() / total:.2%}", "this profile": shapes[1]}
 first_layer = of_sheet.mlp[0]
 assert inputs == first_layer.in_features == 12_544 and abs(share - first_layer.weight.numel() / total) < 0.01
 display(report.markdown(rows))
+here = sum(p.numel() for p in model.box_head.parameters())
 Markdown(
-    f"In all {total / 1e6:.1f} million parameters on the sheet, {sum(p.numel() for p in model.box_head.parameters()) / 1e6:.2f} million in this profile. "
-    f"Training holds four numbers for each: itself, its gradient, and the two running means of the optimiser "
-    f"([AdamW](https://arxiv.org/abs/1711.05101)): {16 * total / 1e6:.0f} MB for the sheet's head, half of them the optimiser's."
+    f"In all {total / 1e6:.1f} million parameters on the sheet, {here / 1e6:.2f} million in this profile. Training "
+    "holds four numbers for each: itself, its gradient, and two running means of the optimiser "
+    f"([AdamW](https://arxiv.org/abs/1711.05101)). That is {16 * total / 1e6:.0f} MB for the sheet's head in float32, "
+    "half of it the optimiser's."
 )
 
 # %% [markdown]
@@ -452,23 +458,21 @@ diagrams.box_head(config)
 # A proposal is of the class of the object that it overlaps most **if that IoU is above 0.4**, otherwise background. One object, a person
 # (class 2), 10 × 10. **Predict** the class of three proposals: its own box, its upper half, its upper 40 %.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 predicted_classes = [2, 2, 0]
 ### END SOLUTION
 
 # %% [markdown]
-# Their IoU is 1, 0.5 and exactly 0.4, which is not *above* 0.4. (Boxes without an aim of their own, those of background, aim at themselves.)
+# Their IoU is 1, 0.5 and exactly 0.4, which is not *above* 0.4. (A proposal of background is given itself as its aim; no loss reads that.)
 
 # %%
 gt, gt_label = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([2])
 three = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 5], [0.0, 0, 10, 4]])
 labels, aims = boxhead.box_targets(three, gt, gt_label, boxhead.BoxHeadConfig(positive_iou=0.4))
 assert labels.tolist() == predicted_classes
-torch.testing.assert_close(
-    aims, torch.stack([gt[0], gt[0], three[2]])
-)  # background aims at itself: deltas of 0, never read
+torch.testing.assert_close(aims, torch.stack([gt[0], gt[0], three[2]]))
 show(boxhead.box_targets, matching.match_proposals)
 
 # %% [markdown]
@@ -488,10 +492,10 @@ print("decoded:", boxes.decode(t_star, three[1]).tolist(), " with the slip:", bo
 # %% [markdown]
 # ### Three to one
 #
-# Few proposals show an object. §6.3 draws a minibatch of $M$ with three of them to one of background, as far as they reach. **Predict**: $M$ is
-# 256, and the batch has 100 proposals of objects and 1,500 of background. How many of each are drawn?
+# Few proposals show an object, and they alone teach the regressor. So §6.3 draws $M$ proposals, three of objects to one of background, as far as there are so many.
+# **Predict**: $M$ is 256, and the batch has 100 proposals of objects and 1,500 of background. How many of each are drawn?
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 objects_drawn, background_drawn = 100, 156
@@ -506,7 +510,7 @@ assert (objects_drawn, background_drawn) == (int((drawn < 100).sum()), int((draw
 show(boxhead.sample_proposals)
 
 # %% [markdown]
-# Counted on our images, as in training, where what crosses the border is treated as `rpn.cross_boundary` says:
+# Counted on our images, with the RPN's proposals for training:
 
 # %%
 with torch.no_grad():
@@ -528,7 +532,7 @@ report.markdown(rows)
 # %% [markdown]
 # On the image we follow, objects' proposals in the colour of the class they were given:
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: the followed image's proposals of objects, and those of background in the minibatch
 def key(labels):
     """A legend's entries for the classes among these labels."""
@@ -556,11 +560,11 @@ over = boxes.iou_matrix(proposed, target["boxes"]) > config.boxhead.positive_iou
 counts = {CLASS_NAMES[n]: int((labels == n).sum()) for n in target["labels"].unique().tolist()}
 outside = int((boxes.iou_matrix(background, target["boxes"]) == 0).all(dim=1).sum())
 Markdown(
-    "Of the proposals "
+    "Of these proposals "
     + " and ".join(f"{count} are of class {name}" for name, count in counts.items())
-    + f"; {int((over.sum(dim=1) > 1).sum())} lie over several objects at once, and go to the one they overlap most. "
-    f"Of the {len(background)} of background on the right, {len(background) - outside} touch an object all the same: these teach the "
-    "head to tell a piece from a whole."
+    + f"; {int((over.sum(dim=1) > 1).sum())} lie over several objects and go to the one they overlap most. Of the "
+    f"{len(background)} of background on the right, {len(background) - outside} touch an object all the same: these "
+    "teach the head to tell a piece from a whole."
 )
 
 # %% [markdown]
@@ -613,7 +617,7 @@ show(boxhead.box_loss)
 #
 # **Predict** the classifier's loss before the first step, when the head knows nothing and there are $C + 1$ classes to guess from.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 first_loss = math.log(len(config.classes) + 1)
@@ -647,24 +651,18 @@ fig = report.learning_curves_figure(WEIGHTS, "boxhead")
 _ = save_figure(fig, "04_learning_curves")
 display(fig)
 
-last = history[-1]
-gaps = {
-    name: last[f"val_{name}"] / last[f"train_{name}"]
-    for name in ("box_class", "box_regression")
-    if f"val_{name}" in last
-}
+last, names = history[-1], ("box_class", "box_regression")
+gaps = {name: last[f"val_{name}"] / last[f"train_{name}"] for name in names if f"val_{name}" in last}
 apart = [
-    f"the {name.replace('_', ' ')} loss is {ratio:.1f} times as high on val as in training"
-    for name, ratio in gaps.items()
+    f"the {name.replace('_', ' ')} loss is {gap:.1f} times as high on val as in training" for name, gap in gaps.items()
 ]
+by_heart = max(gaps.values(), default=0) > 1.2
 Markdown(
-    f"After {len(history)} epoch{'s'[: len(history) > 1]}, "
-    + " and ".join(apart or ["there is no val split to compare with"])
-    + ". "
+    f"After epoch {len(history)}, {' and '.join(apart or ['there is no val split to compare with'])}. "
     + (
         "The head has begun to know its training images by heart."
-        if max(gaps.values(), default=0) > 1.2
-        else "Nothing shows yet that it learns them by heart."
+        if by_heart
+        else "It does not know them by heart yet."
     )
 )
 
@@ -747,7 +745,7 @@ kept = boxhead.refine(logits, deltas, given, content, config.boxhead)
 # %% [markdown]
 # Left: do many dotted boxes end in one solid bundle? Middle: does each class's box find its own object?
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: on the followed image, boxes before and after, a box for each class, and the detections
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.5))
 for ax in axes:
@@ -773,20 +771,19 @@ lines = []
 for row, label in enumerate(present.tolist()):
     same = (target["labels"] == label).nonzero().flatten()
     n = int(same[own[row, same].argmax()])
-    lines.append(
-        f"its box as {CLASS_NAMES[label]} overlaps the {CLASS_NAMES[label]} by {float(own[row, n]):.2f} (the proposal itself by {float(overlap[between, n]):.2f})"
-    )
-p = z[between].softmax(dim=0)
+    name, was, now = CLASS_NAMES[label], float(overlap[between, n]), float(own[row, n])
+    lines.append(f"its box as {name} overlaps the {name} by {now:.2f} (the proposal itself by {was:.2f})")
+p, sure = z[between].softmax(dim=0), int((kept[0]["scores"] >= 0.5).sum())
 Markdown(
-    f"The proposal in the middle gets a box for each class: {', and '.join(lines)}. Its most probable class is {CLASS_NAMES[int(p.argmax())]} "
-    f"({float(p.max()):.2f}), and that alone decides. Of the whole image, "
-    f"{int((kept[0]['scores'] >= 0.5).sum())} detections with a score of at least ½ are left for {len(NAMES)} object{'s'[: len(NAMES) > 1]}."
+    f"The proposal in the middle gets a box for each class: {', and '.join(lines)}. Its most probable class is "
+    f"{CLASS_NAMES[int(p.argmax())]} ({float(p.max()):.2f}), and that alone decides. On the right, {sure} detections "
+    f"with a score of at least ½ are left for {len(NAMES)} object{'s'[: len(NAMES) > 1]}."
 )
 
 # %% [markdown]
 # ### Does the regressor bring boxes closer?
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: the IoU of proposals with their objects, before and after
 before, after = table["before"], table["after"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
@@ -821,7 +818,7 @@ if rows:
 # %% [markdown]
 # ### Which class is taken for which?
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: the classes of the validation proposals, true and predicted
 confusion = torch.zeros(len(CLASS_NAMES), len(CLASS_NAMES), dtype=torch.long)
 confusion.index_put_((table["truth"], table["predicted"]), torch.tensor(1), accumulate=True)
@@ -841,17 +838,15 @@ fig.tight_layout()
 _ = save_figure(fig, "04_confusion")
 plt.show()
 
-mistakes = confusion.clone().fill_diagonal_(0)
-worst, total = int(mistakes.argmax()), int(confusion.sum())
-is_object, called_object = (float((table[column] > 0).float().mean()) for column in ("truth", "predicted"))
+right, mistakes = confusion.diagonal().sum(), confusion.clone().fill_diagonal_(0)
+(wrong, said), worst = divmod(int(mistakes.argmax()), len(confusion)), int(mistakes.max())
+is_object, called = (float((table[column] > 0).float().mean()) for column in ("truth", "predicted"))
+too_many = called > is_object and float((minibatch["labels"] > 0).float().mean()) > 0.5
+why = " It learnt from minibatches in which most were: exercise 4.3." if too_many else ""
 Markdown(
-    f"{int(confusion.diagonal().sum()) / total:.0%} of the {total:,} proposals are named rightly. The most frequent mistake: {CLASS_NAMES[worst // len(confusion)]} "
-    f"taken for {CLASS_NAMES[worst % len(confusion)]}, {int(mistakes.max())} times. The head calls {called_object:.0%} of the proposals objects, and {is_object:.0%} are: "
-    + (
-        "it learnt from minibatches in which most were, and expects too many still."
-        if called_object > is_object
-        else "it is not too quick to see one."
-    )
+    f"{float(right / len(table['truth'])):.0%} of {len(table['truth']):,} proposals are named rightly. "
+    f"The most frequent mistake: {CLASS_NAMES[wrong]} taken for {CLASS_NAMES[said]}, {worst} times. "
+    f"The head calls {called:.0%} of the proposals objects, and {is_object:.0%} are.{why}"
 )
 
 # %% [markdown]
@@ -861,17 +856,17 @@ Markdown(
 # **While the mask head learns:** treat what crosses the border as `boxhead.cross_boundary` says; keep boxes with IoU above 0.5 with an object; then the same three
 # steps, but hand on the *object's* class.
 #
-# Why within each class? Our image has the answer, one object before another. **Predict** which of three boxes at the very same place
-# stay: person 0.9, animal 0.8, person 0.7.
+# Why within each class? Where a person stands before a vehicle, each has a right to its box, however much they overlap. **Predict** which of three boxes at the
+# very same place stay: person 0.9, animal 0.8, person 0.7.
 
-# %%
+# %% cellView="form"
 # @title Your answer (write over ours)
 ### BEGIN SOLUTION
 stay = [0, 1]
 ### END SOLUTION
 
 # %% [markdown]
-# The second person repeats the first and goes; the animal may be another object, whatever its place, and stays.
+# The second person repeats the first and goes; the animal may be another object, and stays.
 
 # %%
 same_place = torch.tensor([[0.0, 0, 10, 10]] * 3)
@@ -917,11 +912,13 @@ for name, of_lib, goal in (("testing", kept[0], None), ("training", for_masks[0]
     torch.testing.assert_close(of_lib["boxes"], by_hand, atol=1e-3, rtol=1e-4)
     rows.append({"mode": name} | counts)
 display(report.markdown(rows))
-per_image = [len(c["boxes"]) for c in for_masks]
+crossing = float(boxes.iou_matrix(target["boxes"], target["boxes"]).fill_diagonal_(0).max())
+per_image = sum(len(c["boxes"]) for c in for_masks) / len(for_masks)
 Markdown(
-    f"The image we follow: {rows[0]['admitted']} of its {rows[0]['proposals']} proposals count as objects, and NMS leaves {rows[0]['after NMS']}. "
-    f"The mask head would learn from {sum(per_image) / len(per_image):.1f} boxes an image here. §6.5 aims at about 100 of 1000 proposals; "
-    f"this profile has {config.rpn.test.post_nms} proposals and keeps at most $N'$ = {config.boxhead.train.post_nms}."
+    f"On the image we follow, {rows[0]['admitted']} of {rows[0]['proposals']} proposals count as objects, and NMS "
+    f"leaves {rows[0]['after NMS']}; the objects themselves overlap each other by up to {crossing:.2f}. The mask head "
+    f"would learn from {per_image:.1f} boxes an image. §6.5 aims at about 100 of 1000 proposals; this profile keeps at "
+    f"most $N'$ = {config.boxhead.train.post_nms} of {config.rpn.test.post_nms}."
 )
 
 
@@ -967,14 +964,15 @@ display(report.markdown(rows))
 extra, nearest = sum(e for _, e, _ in outcomes), torch.cat([iou for *_, iou in outcomes])
 nowhere, in_part = int((nearest < 0.1).sum()), int(((nearest >= 0.1) & (nearest < 0.5)).sum())
 Markdown(
-    f"{said.count('found')} of {len(said)} objects are found. {extra} detections are too many: {in_part} lie on a part of an object, or loosely over it (IoU 0.1 to 0.5), "
-    f"{nowhere} on background, and {extra - in_part - nowhere} repeat or rename an object."
+    f"{said.count('found')} of {len(said)} objects are found. {extra} detections are too many: {in_part} lie on a part "
+    f"of an object, or loosely over it (IoU 0.1 to 0.5), {nowhere} on background, "
+    f"{extra - in_part - nowhere} repeat or rename an object."
 )
 
 # %% [markdown]
 # The images where most went wrong, with everything the head is at least half sure of:
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: the images with the most mistakes
 trouble = [sum(v != "found" for v in names) + more for names, more, _ in outcomes]
 worst = sorted(range(len(trouble)), key=lambda n: -trouble[n])[:8]
@@ -983,7 +981,7 @@ fig, axes = plt.subplots(2, 4, figsize=(12, 5.2))
 for ax in axes.flat:
     ax.axis("off")
 for n, picture, ax in zip(worst, pictures, axes.flat, strict=False):
-    draw.image(ax.axes, picture)
+    draw.image(ax, picture)
     draw.boxes(ax, objects[n]["boxes"], "truth", linewidth=2.2)
     draw.detections(ax, detections[n], CLASS_NAMES)
     ax.set_title(f"objects: {len(objects[n]['labels'])}, mistakes: {trouble[n]}", fontsize=9)
@@ -998,9 +996,10 @@ kinds |= {
     "objects that got two boxes or two names": extra - in_part - nowhere,
 }
 kinds |= {"objects that nothing was found for": said.count("missed")}
+seen_here = "; ".join(kind for kind, count in kinds.items() if count)
 Markdown(
-    f"{trouble.count(0)} of {len(trouble)} validation images have no mistake at all; these {len(worst)} hold {sum(trouble[n] for n in worst)} of {sum(trouble)}. "
-    + ("Look for " + "; ".join(kind for kind, count in kinds.items() if count) + "." if sum(trouble) else "")
+    f"{trouble.count(0)} of {len(trouble)} validation images have no mistake at all; these {len(worst)} hold "
+    f"{sum(trouble[n] for n in worst)} of {sum(trouble)}. " + (f"Look for {seen_here}." if seen_here else "")
 )
 
 # %% [markdown]
@@ -1016,8 +1015,8 @@ Markdown(
 # %% [markdown]
 # ## Exercises
 #
-# Write over the cell that begins with `# exercise`; the one after it checks. Where the box head's class matters, the trained one or a fresh one, briefly
-# trained, is scored on the images of `seen`:
+# Write over the cell that begins with `# exercise`; the one after it checks. The checks score a box head, the trained one or a fresh one after 40
+# steps, on the images of `seen`:
 
 # %%
 goals = [
@@ -1045,7 +1044,7 @@ def training_maps():
 
 
 def briefly_trained(of, box_loss, steps=40):
-    """A fresh head after so many steps on minibatches drawn under the config `of`; `box_loss(deltas, sample)` judges its boxes."""
+    """A fresh head after so many steps on minibatches drawn under the config `of`, its boxes judged by `box_loss`."""
     torch.manual_seed(0)
     stage = BoxHeadStage(model)
     stage.config = of
@@ -1064,24 +1063,24 @@ def briefly_trained(of, box_loss, steps=40):
 # %% [markdown]
 # ### Exercise 4.1: RoIPool
 #
-# Before RoIAlign, corners were rounded to whole pixels of the map. Write `whole_cells`. How far does the mean IoU fall when the trained head pools from such
+# Before RoIAlign, corners were rounded to whole pixels of the map. Write `to_whole_pixels`. How far does the mean IoU fall when the trained head pools from such
 # boxes?
 
 # %%
 # exercise 4.1
-def whole_cells(rois, levels):
-    """Boxes (R, 4) in image pixels, their levels (R,) 2 ... 5 -> the same, each corner where four of the map's pixels meet."""
+def to_whole_pixels(rois, levels):
+    """Boxes (R, 4), image pixels, and levels (R,) 2 ... 5 -> boxes whose corners are corners of their map's pixels."""
     return None
 
 
 # %%
 # check 4.1
-answer = whole_cells(torch.tensor([[3.0, 5, 17, 40], [3.0, 5, 17, 41]]), torch.tensor([2, 4]))
+answer = to_whole_pixels(torch.tensor([[3.0, 5, 17, 40], [3.0, 5, 17, 41]]), torch.tensor([2, 4]))
 if answer is None:
     print("exercise 4.1: not done yet")
 else:
     assert answer.tolist() == [[4, 4, 16, 40], [0, 0, 16, 48]]
-    for name, pooled_from in (("RoIAlign", rois), ("whole pixels", whole_cells(rois, levels))):
+    for name, pooled_from in (("RoIAlign", rois), ("whole pixels", to_whole_pixels(rois, levels))):
         print(f"{name}: mean IoU after the regressor {scored(model.box_head, pooled_from)[0]:.3f}")
 
 
@@ -1135,7 +1134,7 @@ else:
         _, called = scored(briefly_trained(of, smooth_l1))
         false, missed = int(((called > 0) & (truth == 0)).sum()), int((called[at] == 0).sum())
         print(
-            f"{name}: {false} of {len(truth) - len(at)} background called an object, {missed} of {len(at)} objects missed"
+            f"{name}: {false} of {len(truth) - len(at)} background called objects, {missed} of {len(at)} objects missed"
         )
 
 
@@ -1169,7 +1168,8 @@ if giou_loss(a, b) is None:
 else:
     torch.testing.assert_close(giou_loss(a, b), torch.tensor([1 - 0.5, 1 + 1 / 3]))
     assert torch.autograd.grad(giou_loss(a, b).sum(), a)[0][1].any(), "a gradient where the boxes do not meet"
-    for name, loss in (("smooth L1", smooth_l1), ("GIoU", by_giou)):
+    losses = {"smooth L1": smooth_l1, "GIoU": by_giou, "GIoU, weight 10": lambda t, sample: 10 * by_giou(t, sample)}
+    for name, loss in losses.items():
         print(f"{name}: mean IoU after the regressor {scored(briefly_trained(config, loss))[0]:.3f}")
 
 # %% [markdown]
@@ -1187,7 +1187,7 @@ else:
 #
 # The image we follow, and its neighbours, with all detections of at least ½. The next notebook fills the boxes with masks.
 
-# %%
+# %% cellView="form"
 # @title What this cell draws: detections on eight validation images
 fig, axes = plt.subplots(2, 4, figsize=(12, 5.2))
 for ax in axes.flat[len(kept) :]:
@@ -1302,6 +1302,5 @@ for found in kept:
 show(boxhead._every_class)
 several = config.replace(**{"boxhead.test.score_threshold": 0.05}).boxhead
 more = boxhead.refine(logits, deltas, given, content, several)
-print(
-    f"detections: {sum(len(d['boxes']) for d in kept)} of the best class, {sum(len(d['boxes']) for d in more)} of every class above 0.05"
-)
+few, many = (sum(len(d["boxes"]) for d in found) for found in (kept, more))
+print(f"detections: {few} of the best class, {many} of every class above 0.05")

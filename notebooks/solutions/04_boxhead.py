@@ -13,8 +13,8 @@
 
 # %%
 # exercise 4.1
-def whole_cells(rois, levels):
-    """Boxes (R, 4) in image pixels, their levels (R,) 2 ... 5 -> the same, each corner where four of the map's pixels meet."""
+def to_whole_pixels(rois, levels):
+    """Boxes (R, 4), image pixels, and levels (R,) 2 ... 5 -> boxes whose corners are corners of their map's pixels."""
     cell = 2.0 ** levels[:, None]
     return (rois / cell).round() * cell
 
@@ -46,12 +46,15 @@ def objects_above(threshold):
 # exercise 4.3
 like_fast_rcnn = config.replace(**{"boxhead.positive_fraction": 0.25})
 
+
 # %% [markdown]
 # ### Exercise 4.4: judge boxes by their overlap
 #
 # Intersection and union as in `boxes.iou_matrix`, but pair by pair, and the box around both from the outer corners. Where the boxes do not
-# meet, the intersection is 0 and has no gradient, but the box around both still shrinks as they come nearer. The loss lies between 0 and 2 whatever the
-# size of the boxes, so it needs no weight of 10.
+# meet, the intersection is 0 and has no gradient, but the box around both still shrinks as they come nearer.
+#
+# After forty steps on the built-in scenes it was behind smooth L1 with a weight of 1 (mean IoU 0.680 after 0.731), and level with it (0.737) with the weight of 10
+# that smooth L1 has: one loss does not beat another before both have a weight that suits them (§6.4). These are runs of one seed.
 
 # %%
 # exercise 4.4
