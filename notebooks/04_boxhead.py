@@ -157,8 +157,8 @@ Markdown(
 # %% [markdown]
 # ## RoIAlign: why not simply round?
 #
-# A linear layer wants the same number of inputs from every proposal, large or small. So each is cut to $P × P$ cells of features. Its
-# corners are real numbers; a map has whole pixels. [Fast R-CNN](https://arxiv.org/abs/1504.08083) rounded the corners (RoIPool);
+# A linear layer wants the same number of inputs from every proposal, large or small. So each is cut to $P × P$ cells of features ($P = 7$
+# comes from VGG, whose first linear layer took 7 × 7). Its corners are real numbers; a map has whole pixels. [Fast R-CNN](https://arxiv.org/abs/1504.08083) rounded the corners (RoIPool);
 # [Mask R-CNN](https://arxiv.org/abs/1703.06870) reads the map *between* its pixels and called that RoIAlign (§5.1).
 
 # %% [markdown]
@@ -249,7 +249,8 @@ Markdown(
 # ### Cells and points
 #
 # Cut the box into $P × P$ cells, put $S × S$ regular points into each (left), read the map at every point (middle: the orange one, with the
-# weights of its four pixels), and take the mean over each cell (right).
+# weights of its four pixels), and take the mean over each cell (right). How many
+# points, and where in the cell, hardly matters, the paper found, as long as nothing is rounded.
 
 # %%
 fig = diagrams.roi_align()
@@ -854,7 +855,8 @@ Markdown(
 #
 # **In testing:** clip; drop boxes whose most probable class is background; keep the $K'$ best; NMS *within each class*; keep the $N'$ best.
 # **While the mask head learns:** treat what crosses the border as `boxhead.cross_boundary` says; keep boxes with IoU above 0.5 with an object; then the same three
-# steps, but hand on the *object's* class.
+# steps, but hand on the *object's* class. A second NMS is needed because the regressor has moved many proposals onto the same object. The score is the class's probability;
+# the RPN's objectness has done its work.
 #
 # Why within each class? Where a person stands before a vehicle, each has a right to its box, however much they overlap. **Predict** which of three boxes at the
 # very same place stay: person 0.9, animal 0.8, person 0.7.
@@ -999,7 +1001,8 @@ kinds |= {"objects that nothing was found for": said.count("missed")}
 seen_here = "; ".join(kind for kind, count in kinds.items() if count)
 Markdown(
     f"{trouble.count(0)} of {len(trouble)} validation images have no mistake at all; these {len(worst)} hold "
-    f"{sum(trouble[n] for n in worst)} of {sum(trouble)}. " + (f"Look for {seen_here}." if seen_here else "")
+    f"{sum(trouble[n] for n in worst)} of all {sum(trouble)} mistakes. "
+    + (f"Look for {seen_here}." if seen_here else "")
 )
 
 # %% [markdown]
