@@ -493,7 +493,7 @@ print("decoded:", boxes.decode(t_star, three[1]).tolist(), " with the slip:", bo
 # %% [markdown]
 # ### Three to one
 #
-# Few proposals show an object, and they alone teach the regressor. So §6.3 draws $M$ proposals, three of objects to one of background, as far as there are so many.
+# The proposals of objects alone teach the regressor. So §6.3 draws $M$ proposals, three of objects to one of background, as far as there are so many.
 # **Predict**: $M$ is 256, and the batch has 100 proposals of objects and 1,500 of background. How many of each are drawn?
 
 # %% cellView="form"
@@ -670,8 +670,8 @@ Markdown(
 # %% [markdown]
 # ### Two magnitudes, and the weight between them (§6.4)
 #
-# A good proposal's deltas are small, and smooth L1 *squares* small numbers; cross entropy does not. Unweighted, the regression would
-# hardly be heard, so `boxhead.loss_weight` multiplies it.
+# A good proposal's deltas are small, and smooth L1 *squares* small numbers; cross entropy does not. So the sheet asks for a weight that lets both losses be heard:
+# `boxhead.loss_weight`. How far apart are they without it?
 
 # %%
 weight, rows = config.boxhead.loss_weight, []
@@ -914,12 +914,10 @@ for name, of_lib, goal in (("testing", kept[0], None), ("training", for_masks[0]
     torch.testing.assert_close(of_lib["boxes"], by_hand, atol=1e-3, rtol=1e-4)
     rows.append({"mode": name} | counts)
 display(report.markdown(rows))
-crossing = float(boxes.iou_matrix(target["boxes"], target["boxes"]).fill_diagonal_(0).max())
 per_image = sum(len(c["boxes"]) for c in for_masks) / len(for_masks)
 Markdown(
     f"On the image we follow, {rows[0]['admitted']} of {rows[0]['proposals']} proposals count as objects, and NMS "
-    f"leaves {rows[0]['after NMS']}; the objects themselves overlap each other by up to {crossing:.2f}. The mask head "
-    f"would learn from {per_image:.1f} boxes an image. §6.5 aims at about 100 of 1000 proposals; this profile keeps at "
+    f"leaves {rows[0]['after NMS']}. The mask head would learn from {per_image:.1f} boxes an image. §6.5 aims at about 100 of 1000 proposals; this profile keeps at "
     f"most $N'$ = {config.boxhead.train.post_nms} of {config.rpn.test.post_nms}."
 )
 
