@@ -917,8 +917,9 @@ display(report.markdown(rows))
 per_image = sum(len(c["boxes"]) for c in for_masks) / len(for_masks)
 Markdown(
     f"On the image we follow, {rows[0]['admitted']} of {rows[0]['proposals']} proposals count as objects, and NMS "
-    f"leaves {rows[0]['after NMS']}. The mask head would learn from {per_image:.1f} boxes an image. §6.5 aims at about 100 of 1000 proposals; this profile keeps at "
-    f"most $N'$ = {config.boxhead.train.post_nms} of {config.rpn.test.post_nms}."
+    f"leaves {rows[0]['after NMS']}. The mask head would learn from {per_image:.1f} boxes an image. §6.5 aims "
+    "at about 100 of 1000 proposals; this profile keeps at most "
+    f"$N'$ = {config.boxhead.train.post_nms} of {config.rpn.test.post_nms}."
 )
 
 
@@ -990,7 +991,7 @@ fig.tight_layout()
 _ = save_figure(fig, "04_mistakes")
 plt.show()
 
-kinds = {"pieces of an object on their own, often under another name": in_part}
+kinds = {"pieces of an object, or loose boxes around it": in_part}
 kinds |= {
     "background taken for an object": nowhere,
     "objects that got two boxes or two names": extra - in_part - nowhere,
