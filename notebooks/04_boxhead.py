@@ -58,7 +58,7 @@ SOURCE, config, DATA, WEIGHTS = colab.set_up(PROFILE, SOURCE, USE_DRIVE)  # a fo
 # %% [markdown]
 # ## Where this part sits
 #
-# The RPN says that *something* is *about here*. This notebook says what it is, and where exactly. After it you can
+# The [RPN](https://arxiv.org/abs/1506.01497) says that *something* is *about here*. This notebook says what it is, and where exactly. After it you can
 #
 # 1. read a feature map between its pixels, and correct a worked example that went wrong;
 # 2. pool a box of any size, from the right level of the pyramid, to 7 × 7 cells;
@@ -321,8 +321,8 @@ torch.testing.assert_close(pooled, theirs)
 # %% [markdown]
 # ## From which level? (§5.2)
 #
-# Pooled from P2, a box of 448 pixels would have cells 16 of the map's pixels wide, and four points a cell would skip most of them; a box of 32 on P5 would read
-# one pixel 49 times. So [FPN](https://arxiv.org/abs/1612.03144) lets the size choose. A box as large as ImageNet's pictures, 224 pixels,
+# Pooled from P2, a box of 448 pixels would have cells 16 of the map's pixels wide, and four points a cell would skip most of them; a box of 32
+# on P5 would have to fill its 49 cells from about one pixel. So [FPN](https://arxiv.org/abs/1612.03144) lets the size choose. A box as large as ImageNet's pictures, 224 pixels,
 # belongs to P4, one half as large to the next finer level (P6 is for anchors alone):
 #
 # $$k = \Big\lfloor 4 + \log_2 \frac{\sqrt{wh}}{224} \Big\rfloor,\quad \text{limited to } 2 \dots 5$$
@@ -574,8 +574,8 @@ Markdown(
 # $$L_{cls} = -\frac1M \sum_i \log p_i^{(p_i^*)}\qquad
 # L_{reg} = \frac1M\sum_i \sum_{c=1}^{C}\mathbb 1(p_i^* = c)\sum_{j=1}^4 \mathrm{smooth}_{L1}\big(t_{ij}^{(c)} - t_{ij}^*\big)$$
 #
-# The box of the **true** class alone is judged, as in [Fast R-CNN](https://arxiv.org/abs/1504.08083). Background has no box to aim at: any target for it would teach the regressor to
-# leave boxes where they are, on features that look much like an object's. Both sums are divided by the same $M$.
+# The box of the **true** class alone is judged, as in [Fast R-CNN](https://arxiv.org/abs/1504.08083). Background has no box to aim at, and deltas of 0 as its target
+# would teach the regressor to leave boxes where they are, on features that look much like an object's. Both sums are divided by the same $M$.
 
 # %% [markdown]
 # **By hand**, on three proposals:
@@ -1008,7 +1008,7 @@ Markdown(
 # ## Summary
 #
 # - RoIAlign reads the map between its pixels and rounds nothing; a pooled value is one weighted sum of 16 pixels.
-# - A box's size alone chooses its level, so that every box spans about as many cells.
+# - A box's size alone chooses its level, so that every box spans about as many of the map's pixels.
 # - Nearly all parameters of the head sit in its first layer. Each class has its own box; the predicted class says whose is kept.
 # - A proposal is an object's above IoU 0.4; three of them to one of background are drawn, and only the true class's box is judged.
 # - Cross entropy and smooth L1 live on different scales; a weight brings them together.
