@@ -158,8 +158,9 @@ def test_legend_names_the_grammar():
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["ground truth", "predicted", "before", "after"]
     assert [handle.get_linestyle() for handle in ax.get_legend().get_lines()] == ["--", "-", ":", "-"]
-    draw.legend(ax, {"truth": "object", "negative": "background proposal"})
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["object", "background proposal"]
+    draw.legend(ax, {"truth": "object", "negative": "background proposal", 2: "person"})
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["object", "background proposal", "person"]
+    assert ax.get_legend().get_lines()[2].get_color() == draw.class_colour(2)
 
 
 PR = [(np.array([0, 1]), np.array([1, 0.5])), (np.zeros(0), np.zeros(0)), (np.array([0, 0.5]), np.array([1, 1]))]

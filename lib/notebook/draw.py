@@ -160,9 +160,15 @@ def heatmap(ax: Axes, map, size: tuple[int, int] | None = None, alpha: float = 1
     return ax
 
 
-def legend(ax: Axes, kinds: Sequence[str] | Mapping[str, str]) -> Axes:
-    """The grammar's legend, below the axes: names in COLOURS, "before" and "after"; a mapping gives other words."""
-    handles = [Line2D([], [], color=c, linestyle=s, linewidth=2) for c, s in (_STYLES[kind] for kind in kinds)]
+def legend(ax: Axes, kinds: Sequence[str] | Mapping[Any, str]) -> Axes:
+    """The grammar's legend, below the axes: names in COLOURS, "before" and "after".
+
+    A mapping gives other words, and to the labels of classes their names: {"truth": "object", 2: "person"}.
+    """
+    styles: list[tuple[str, Any]] = [
+        _STYLES[kind] if isinstance(kind, str) else (class_colour(kind), "-") for kind in kinds
+    ]
+    handles = [Line2D([], [], color=c, linestyle=s, linewidth=2) for c, s in styles]
     words = kinds if isinstance(kinds, Mapping) else {kind: kind for kind in kinds} | {"truth": "ground truth"}
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4}
     names = [words[kind] for kind in kinds]
