@@ -4,10 +4,9 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/maskrcnn-from-its-parts/maskrcnn-from-its-parts/blob/main/notebooks/02_anchors.ipynb)
 #
 # **The claim.** Detection becomes the classification of fixed boxes. At the assignment's size there are 217,413 of them, laid over the five
-# maps of a feature pyramid, and only a handful an image fit an object well enough to count as right. The next notebook follows
-# from this imbalance.
+# maps of a feature pyramid, and only a handful an image fit an object well enough to count as right.
 #
-# **Run time:** about a minute on one CPU core. Nothing is trained.
+# **Run time:** a minute on one CPU core. Nothing is trained.
 #
 # **Inputs → outputs.** `data/` (written if missing), the backbone's weights → the pictures `figures/02_*`, the table `02_positives`.
 #
@@ -92,7 +91,7 @@ config, sheet = config.replace(**remove), Config().replace(**remove)
 # %% [markdown]
 # ## Where this part sits
 #
-# After this notebook you can
+# Backbone and anchors are lit in the diagram: what the RPN of notebook 03 looks at, and what it is asked. After this notebook you can
 #
 # 1. name the maps C2 … C5 and P2 … P6, give their shapes, and say what the pyramid adds (§3);
 # 2. place the anchors of a level by hand, and count those of a pyramid (§4.1);
@@ -191,8 +190,8 @@ display(report.markdown(rows))
 # %% [markdown]
 # ### FPN written down
 #
-# `lib` takes the pyramid from torchvision (`BackboneWithFPN`) and only finds the trunk's last block of each stride. What torchvision's
-# module computes, written down with its own layers:
+# `lib` takes the pyramid from torchvision and only finds the trunk's last block of each stride. What torchvision's module computes, with its
+# own layers:
 
 # %%
 def fpn_by_hand(trunk_maps, fpn):
@@ -237,18 +236,19 @@ draw.image(axes[0, 4], picture).plot(column, row, "o", color="white", markeredge
 fig.colorbar(shown, ax=axes, shrink=0.7, label="cosine of the angle")
 save_figure(fig, "02_features")
 plt.show()
-better = "more" if share["P2"] > share["C2"] else "not more"
+more = share["P2"] > share["C2"]
+tail = "what makes one thing of them has come down to $P_2$ from the deeper maps" if more else "so, here, does $P_2$"
 display(
     Markdown(
-        f"Take as many of the most similar cells as the {names[-1]} covers. On $C_2$, {share['C2']:.0%} of them lie on it, "
-        f"on $P_2$ {share['P2']:.0%}: {better}, on the same grid. $C_2$ sees edges and textures of one direction or colour; "
-        "what makes a thing of them has come to $P_2$ from the deeper maps."
+        f"Take as many of the most similar cells as the {names[-1]} covers. On $C_2$, {share['C2']:.0%} of them lie on "
+        f"it, on $P_2$, with the same grid, {share['P2']:.0%}. $C_2$ sees edges, textures and colours; {tail}."
     )
 )
 
 # %% [markdown]
 # **Predict.** Now a linear classifier, fitted to the cells of twelve training images, shall say from a single vector whether its
-# cell lies on an object. Which of $C_2$, $C_4$ and $P_2$ does it find hardest to read? Measured: how often a cell on an object gets a higher score than one beside it (guessing: 0.5).
+# cell lies on an object. Which of $C_2$, $C_4$ and $P_2$ does it find hardest to read? Measured: how often a cell on an object gets a higher
+# score than one beside it (guessing: 0.5).
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -321,9 +321,9 @@ display(report.markdown(rows))
 
 # %% [markdown]
 # Trunk and pyramid come trained for detection: the sheet's on COCO's photographs, the demo's on other scenes. While the three heads learn, one
-# after the other, both stay as they are, BatchNorm's statistics included: a few hundred images could not teach so many numbers anything better, a stage that
-# changed the maps would spoil what earlier ones have learnt to read, and maps that stay can be stored. Joint fine-tuning (§8, notebook 06)
-# unfreezes them at a small learning rate.
+# after the other, both stay as they are, BatchNorm's statistics included. Heads that begin at random would send large, useless gradients into
+# them; a stage that changed the maps would spoil what earlier ones have learnt to read; and maps that stay can be stored. Joint fine-tuning
+# (§8, notebook 06) lets all learn, once the heads know their task.
 
 # %% [markdown]
 # ## Anchors: the idea in one picture
@@ -364,8 +364,8 @@ iou = boxes.iou_matrix(anchors, gt)[:, -1]
 best = int(iou.argmax())
 display(
     Markdown(
-        f"The best of the three overlaps the {names[-1]} with an IoU of {boxes.iou_matrix(three, gt)[:, -1].max():.2f}; the "
-        f"best of all {len(anchors):,} anchors, one of {LEVELS[level_of[best]]}, with {iou[best]:.2f}. The finer a level's "
+        f"The best of the three overlaps the {names[-1]} with an IoU of "
+        f"{boxes.iou_matrix(three, gt)[:, -1].max():.2f}, the best of all {len(anchors):,} anchors, one of {LEVELS[level_of[best]]}, with {iou[best]:.2f}. The finer a "
         "grid, the smaller its anchors: small objects need more places to be hit."
     )
 )
@@ -462,8 +462,11 @@ assert abs(of_sheet[0]["anchors"] / 217_413 - share_on_p2) < 0.01
 every = [{"": who} | row for who, rows in (("sheet", of_sheet), (config.profile, here)) for row in rows]
 display(report.markdown(every))
 kept = [row["inside"] / row["anchors"] for row in here]
+text = (
+    "Each level has a quarter of the cells of the one before, so P2 has $1 / (1 + 1/4 + 1/16 + \\ldots) = 3/4$ of all."
+)
 display(
-    Markdown(f"Here {kept[0]:.0%} of P2's anchors stay inside and {kept[4]:.0%} of P6's: the few large boxes go first.")
+    Markdown(f"{text} Here {kept[0]:.0%} of its anchors stay inside and {kept[4]:.0%} of P6's: large boxes go first.")
 )
 
 # %% [markdown]
@@ -528,7 +531,8 @@ assert abs(float(min(fits)) - worst) < 0.01
 assert_close(boxes.iou_matrix(square(1, 0.5), square(1)).item(), math.sqrt(0.5) / (2 - math.sqrt(0.5)))
 
 # %% [markdown]
-# One half: an object can sit perfectly in place and still be far from any anchor. That is why §4.2 has a second way to be positive.
+# Scaled by $q < 1$, $\text{IoU} = q^2$; at worst $q = 1/\sqrt 2$, so one half. An object can sit perfectly in place and still be far from any
+# anchor: that is why §4.2 has a second way to be positive.
 
 # %% [markdown]
 # ## Labels: the rules of §4.2
@@ -697,8 +701,8 @@ display(
 # Why remove anchors at all? Beyond the boundary there are no pixels to answer from; Faster R-CNN reports that training did not converge with
 # them. The price is paid by objects whose best anchor sticks out.
 #
-# Where several anchors share one object, look for ties: anchors of one size that lie *entirely inside* it all have the same
-# IoU, their area divided by the object's.
+# Several anchors on one object are often ties: those of one size that lie *entirely inside* it all have the same IoU, their area divided by
+# the object's.
 
 # %% [markdown]
 # ## Few anchors are positive
@@ -744,6 +748,7 @@ for offset, row, colour in zip((-0.2, 0.2), rows, (draw.LINES[0], "black"), stri
     counts = (assigned[row["profile"]][0] == POSITIVE).sum(1).clamp(max=15)
     axes[1].bar(np.arange(16) + offset, counts.bincount(minlength=16), 0.4, **words)
 axes[0].set_xticks(range(5), labels=LEVELS)
+axes[0].margins(y=0.1)
 axes[0].set(ylabel="positive anchors an image", title="by level (numbers: all images)")
 axes[1].set_xticks(range(0, 16, 3), labels=[*map(str, range(0, 15, 3)), "15 +"])
 axes[1].set(xlabel="positive anchors", ylabel="images", title="by image")
@@ -752,13 +757,14 @@ axes[1].legend(frameon=False)
 save_figure(fig, "02_positives")
 plt.show()
 mine, printed = rows
+positives = sum(printed[level] for level in LEVELS)
 spread = [sum(row[level] > 0 for level in LEVELS) for row in rows]
 display(
     Markdown(
-        f"The median image has {mine['positive']} positive and {mine['negative']:,} negative anchors. At the sheet's size P2, "
-        f"with three quarters of the anchors, has {printed['P2'] or 'none'} of the {sum(printed[n] for n in LEVELS)} positives: "
-        f"its scale is 32 pixels, and objects are rarely so small. Positives come from {spread[1]} levels there, "
-        f"from {spread[0]} with this run's scales."
+        f"The median image has {mine['positive']} positive and {mine['negative']:,} negative anchors. At the sheet's "
+        f"size P2, with three quarters of the anchors, has {printed['P2'] or 'none'} of the {positives} positives: its "
+        f"scale is 32 pixels, and objects are rarely so small. Positives come from {spread[1]} levels there, from "
+        f"{spread[0]} with this run's scales."
     )
 )
 
@@ -780,10 +786,10 @@ near = ((truth[:, :2] < 0.02 * frame) | (truth[:, 2:] > 0.98 * frame)).any(1)  #
 # %% cellView="form"
 # @title What this cell draws: each object's best IoU against its scale, and how often each value occurs
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2))
-axes[0].vlines(size, best, best_of_all, "lightgrey", linewidth=1, zorder=0, label="lost by the removal")
+axes[0].vlines(size, best, best_of_all, "#BBBBBB", linewidth=2, zorder=0, label="lost by the removal")
 axes[0].scatter(size, best_of_all, s=16, facecolors="none", edgecolors="grey", label="over all anchors")
 axes[0].scatter(size, best, s=16, color=draw.LINES[0], label="over those inside")
-axes[0].vlines(config.anchors.scales, 0, 1.02, "black", ":", "the anchors' scales", linewidth=0.6)
+axes[0].vlines(config.anchors.scales, 0, 1.02, "black", ":", label="the anchors' scales", linewidth=0.8)
 axes[0].set(xscale="log", xlabel="scale of the object (pixels)", ylabel="best IoU", ylim=(0, 1.02))
 axes[0].set_xlim(0.8 * min(size.min(), config.anchors.scales[1]), 1.1 * max(size.max(), config.anchors.scales[-1]))
 ticks = [n for n in (20, 50, 100, 200, 500, 1000) if axes[0].get_xlim()[0] < n < axes[0].get_xlim()[1]]
@@ -807,8 +813,8 @@ below = float((best <= rpn.POSITIVE_IOU).float().mean())
 word = "the normal way" if below > 0.5 else "a frequent way" if below > 0.2 else "an exceptional way"
 display(
     Markdown(
-        f"Each point is an object. {below:.0%} have no anchor above 0.7 that stays inside, so rule 2's *highest* is {word} "
-        f"to a positive label. The removal costs some objects their best anchor: {', '.join(lost)}."
+        f"Each point is an object. {below:.0%} have no anchor above 0.7 that stays inside, so rule 2's *highest* is "
+        f"{word} to a positive label. The removal costs some objects their best anchor: {', '.join(lost)}."
     )
 )
 
@@ -904,10 +910,11 @@ rest = deltas[~within][:, 2:].mean(0)
 sizes, moves = deltas[:, 2:].std(0).mean(), deltas[:, :2].std(0).mean()
 display(
     Markdown(
-        f"{(deltas.abs() < 0.5).float().mean():.0%} lie within ±0.5: comfortable numbers for a small convolution. The sizes "
-        f"spread {'more' if sizes > moves else 'no more'} than the moves ({sizes:.2f} against {moves:.2f}): anchors come in few "
-        f"sizes but in many places. The means of $t_w$ and $t_h$ are {w:+.2f} and {h:+.2f}; without the {int(within.sum())} of "
-        f"{len(within)} anchors inside their object, which can only be told to grow, {rest[0]:+.2f} and {rest[1]:+.2f}."
+        f"{(deltas.abs() < 0.5).float().mean():.1%} of them lie within ±0.5: comfortable numbers for a small "
+        f"convolution. The sizes spread {'more' if sizes > moves else 'no more'} than the moves "
+        f"({sizes:.2f} against {moves:.2f}): anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ are {w:+.2f} and {h:+.2f}; without the "
+        f"{int(within.sum())} of {len(within)} anchors inside their object, which can only be told to grow, they are "
+        f"{rest[0]:+.2f} and {rest[1]:+.2f}."
     )
 )
 
@@ -959,10 +966,10 @@ shares = [counts["positive"] / sum(counts.values()) for counts in (before, after
 drawn = chosen[labels.flatten()[chosen] == NEGATIVE] % len(anchors)
 display(
     Markdown(
-        f"1:1 is the aim. {after['positive']} of {before['positive']} positives are in, {after['positive'] / len(chosen):.0%} of "
-        f"the minibatch: sampling lifts their share {shares[1] / shares[0]:.0f}-fold, but cannot invent them. "
-        f"{(level_of[drawn] == 0).float().mean():.0%} of the negatives are of P2, hence the small boxes. They may lie on an "
-        "object: a small anchor in a large object overlaps it by far less than 0.3."
+        f"1:1 is the aim. {after['positive']} of {before['positive']} positives are in, {shares[1]:.0%} of the "
+        f"minibatch: sampling lifts their share {shares[1] / shares[0]:.0f}-fold, but cannot invent them. "
+        f"{(level_of[drawn] == 0).float().mean():.0%} of the negatives are of P2, hence the small boxes. They may lie "
+        "on an object: a small anchor in a large object overlaps it by far less than 0.3."
     )
 )
 
