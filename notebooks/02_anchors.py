@@ -152,7 +152,7 @@ pyramid_diagram
 
 # %% [markdown]
 # **Predict.** The sheet's input has 800 × 1088 pixels; its trunk, a ResNet-50, has maps of 256, 512, 1024 and 2048 channels; $F = 256$.
-# Which shapes (channels, rows, columns) have $C_4$, $P_4$ and $P_6$? Mind that $P_5$ has an odd number of rows.
+# What shapes (channels, rows, columns) do $C_4$, $P_4$ and $P_6$ have? Mind that $P_5$ has an odd number of rows.
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -212,7 +212,7 @@ assert_close(by_hand, [maps[name] for name in LEVELS])
 # ### What a cell knows
 #
 # A cell of a map is a vector. Take the one in the middle of the last object (white dot), and colour each cell by the cosine of the angle
-# between its vector and that one, the map's mean vector taken off. Red cells look alike to the network.
+# between its vector and that one, the map's mean vector taken off. Red cells look alike.
 
 # %% cellView="form"
 # @title What this cell draws: which cells of each map are similar to one
@@ -365,7 +365,8 @@ best = int(iou.argmax())
 display(
     Markdown(
         f"The best of the three overlaps the {names[-1]} with an IoU of "
-        f"{boxes.iou_matrix(three, gt)[:, -1].max():.2f}, the best of all {len(anchors):,} anchors, one of {LEVELS[level_of[best]]}, with {iou[best]:.2f}. The finer a "
+        f"{boxes.iou_matrix(three, gt)[:, -1].max():.2f}, "
+        f"the best of all {len(anchors):,} anchors, one of {LEVELS[level_of[best]]}, with {iou[best]:.2f}. The finer a "
         "grid, the smaller its anchors: small objects need more places to be hit."
     )
 )
@@ -433,7 +434,7 @@ pyramid = zip(grids, STRIDES, config.anchors.scales, strict=True)
 assert_close(torch.cat([level_by_hand(*level, ratios) for level in pyramid]), anchors)
 
 # %% [markdown]
-# **Predict.** There are $A = \sum_k a\, S_{y,k}\, S_{x,k}$ anchors. Which share of them lies on P2? (Within 0.01; no grid needed.)
+# **Predict.** There are $A = \sum_k a\, S_{y,k}\, S_{x,k}$ anchors. What share of them lies on P2? (Within 0.01; no grid needed.)
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -688,13 +689,16 @@ draw.legend(axes[1, 1], {"truth": "object", "positive": "positive anchor"})
 save_figure(fig, "02_positive_anchors")
 plt.show()
 every = boxes.iou_matrix(anchors, gt)
-sentences = [
-    f"the best anchor of the {n} that stays inside has an IoU of {kept:.2f}"
-    + (f" (a removed one: {best:.2f})" if best > kept else " (no removed one is better)")
+best_of = [
+    f"{kept:.2f} with the {n} ({f'a removed one {best:.2f}' if best > kept else 'no removed one is better'})"
     for n, best, kept in zip(names, every.amax(0), every[inner].amax(0), strict=True)
 ]
+assert max((labels == POSITIVE).float().mean() for labels, _ in targeted) < 0.01
 display(
-    Markdown(f"In the image we follow {'; '.join(sentences)}. The numbers in the titles are small, whatever the image.")
+    Markdown(
+        f"In the image we follow, the best anchor inside the content has an IoU of {', of '.join(best_of)}. "
+        "On every image less than one anchor in a hundred is positive."
+    )
 )
 
 # %% [markdown]
@@ -912,9 +916,10 @@ display(
     Markdown(
         f"{(deltas.abs() < 0.5).float().mean():.1%} of them lie within ±0.5: comfortable numbers for a small "
         f"convolution. The sizes spread {'more' if sizes > moves else 'no more'} than the moves "
-        f"({sizes:.2f} against {moves:.2f}): anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ are {w:+.2f} and {h:+.2f}; without the "
-        f"{int(within.sum())} of {len(within)} anchors inside their object, which can only be told to grow, they are "
-        f"{rest[0]:+.2f} and {rest[1]:+.2f}."
+        f"({sizes:.2f} against {moves:.2f}): "
+        f"anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ are {w:+.2f} and {h:+.2f}; "
+        f"without the {int(within.sum())} of {len(within)} anchors inside their object, which can only be told to grow, "
+        f"they are {rest[0]:+.2f} and {rest[1]:+.2f}."
     )
 )
 
