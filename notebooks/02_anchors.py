@@ -360,14 +360,13 @@ axes[1].set_title("the square anchor nearest the middle, with its scale", fontsi
 for ax in axes:
     draw.legend(draw.boxes(ax, gt, "truth", linewidth=2.5), {"truth": "object", "negative": "anchor"})
 plt.show()
-iou = boxes.iou_matrix(anchors, gt)[:, -1]
-best = int(iou.argmax())
+scale = float(boxes.area(gt[-1]).sqrt())
+level = min(range(5), key=lambda n: abs(math.log(config.anchors.scales[n] / scale)))
 display(
     Markdown(
-        f"The best of the three overlaps the {names[-1]} with an IoU of "
-        f"{boxes.iou_matrix(three, gt)[:, -1].max():.2f}, "
-        f"the best of all {len(anchors):,} anchors, one of {LEVELS[level_of[best]]}, with {iou[best]:.2f}. The finer a "
-        "grid, the smaller its anchors: small objects need more places to be hit."
+        f"The {names[-1]} has a scale of {scale:.0f} pixels. The three anchors on the left have one of "
+        f"{config.anchors.scales[2]:g}; nearest are those of {LEVELS[level]}, with {config.anchors.scales[level]:g}. The "
+        "finer a grid, the smaller its anchors: small objects need more places to be hit."
     )
 )
 
@@ -431,7 +430,8 @@ assert_close(small[9:12], torch.tensor([anchor(1, 0, 16, 16, ratio) for ratio in
 show(level_anchors, pyramid_anchors)
 assert_close(level_anchors((2, 3), 16, 16, ratios), small)
 pyramid = zip(grids, STRIDES, config.anchors.scales, strict=True)
-assert_close(torch.cat([level_by_hand(*level, ratios) for level in pyramid]), anchors)
+by_hand = torch.cat([level_by_hand(*level, ratios) for level in pyramid])
+assert_close(by_hand, pyramid_anchors(grids, config.anchors))
 
 # %% [markdown]
 # **Predict.** There are $A = \sum_k a\, S_{y,k}\, S_{x,k}$ anchors. What share of them lies on P2? (Within 0.01; no grid needed.)
@@ -911,15 +911,17 @@ plt.show()
 assert (deltas[within][:, 2:] >= 0).all(), "an anchor inside its object has to grow"
 w, h = deltas[:, 2:].mean(0)
 rest = deltas[~within][:, 2:].mean(0)
+growing = (
+    f"; without the {int(within.sum())} of {len(within)} anchors inside their object, which can only be told to grow"
+)
+growing = f"{growing}, {rest[0]:+.2f} and {rest[1]:+.2f}" if 0 < within.sum() < len(within) else ""
 sizes, moves = deltas[:, 2:].std(0).mean(), deltas[:, :2].std(0).mean()
 display(
     Markdown(
         f"{(deltas.abs() < 0.5).float().mean():.1%} of them lie within ±0.5: comfortable numbers for a small "
         f"convolution. The sizes spread {'more' if sizes > moves else 'no more'} than the moves "
-        f"({sizes:.2f} against {moves:.2f}): "
-        f"anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ are {w:+.2f} and {h:+.2f}; "
-        f"without the {int(within.sum())} of {len(within)} anchors inside their object, which can only be told to grow, "
-        f"they are {rest[0]:+.2f} and {rest[1]:+.2f}."
+        f"({sizes:.2f} against {moves:.2f}): anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ "
+        f"are {w:+.2f} and {h:+.2f}{growing}."
     )
 )
 
