@@ -365,8 +365,8 @@ level = min(range(5), key=lambda n: abs(math.log(config.anchors.scales[n] / scal
 display(
     Markdown(
         f"The {names[-1]} has a scale of {scale:.0f} pixels. The three anchors on the left have one of "
-        f"{config.anchors.scales[2]:g}; nearest are those of {LEVELS[level]}, with {config.anchors.scales[level]:g}. The "
-        "finer a grid, the smaller its anchors: small objects need more places to be hit."
+        f"{config.anchors.scales[2]:g}; nearest are those of {LEVELS[level]}, with {config.anchors.scales[level]:g}. "
+        "The finer a grid, the smaller its anchors: small objects need more places to be hit."
     )
 )
 
@@ -920,8 +920,8 @@ display(
     Markdown(
         f"{(deltas.abs() < 0.5).float().mean():.1%} of them lie within ±0.5: comfortable numbers for a small "
         f"convolution. The sizes spread {'more' if sizes > moves else 'no more'} than the moves "
-        f"({sizes:.2f} against {moves:.2f}): anchors come in few sizes but in many places. The means of $t_w$ and $t_h$ "
-        f"are {w:+.2f} and {h:+.2f}{growing}."
+        f"({sizes:.2f} against {moves:.2f}): anchors come in few sizes but in many places. The means of $t_w$ and "
+        f"$t_h$ are {w:+.2f} and {h:+.2f}{growing}."
     )
 )
 
