@@ -187,6 +187,7 @@ each = {"this run": maps, "sheet": sheet_all}
 rows = [{"": name} | {who: " × ".join(map(str, f[name].shape[1:])) for who, f in each.items()} for name in maps]
 display(report.markdown(rows))
 
+
 # %% [markdown]
 # ### FPN written down
 #
@@ -260,8 +261,9 @@ hardest = "C2"
 def vectors(dataset, n):
     """For each map of an image up to about 1,000 vectors, and whether their cells lie on an object."""
     seen, found = as_seen(dataset, [n], config), {}
-    on = seen.targets[0]["masks"].amax(0, keepdim=True).float()
-    for name, f in all_maps(seen.x).items():
+    on, maps = seen.targets[0]["masks"].amax(0, keepdim=True).float(), all_maps(seen.x)
+    maps["P2, cut off"] = backbone.fpn.layer_blocks[0](backbone.fpn.inner_blocks[0](maps["C2"]))  # no top-down path
+    for name, f in maps.items():
         x, y = f[0].flatten(1).T, F.adaptive_avg_pool2d(on, f.shape[-2:]).flatten() > 0.5
         step = math.ceil(len(x) / 1000)
         found[name] = F.pad(x, (0, 1), value=1.0)[::step].double(), y[::step]  # the 1 is for the bias
@@ -282,13 +284,15 @@ def separation(name):
     return float((score[v][:, None] > score[~v]).double().mean())
 
 
-separated = {name: separation(name) for name in ("C2", "C3", "C4", "P2", "P3", "P4")}
+separated = {name: separation(name) for name in ("C2", "C3", "C4", "P2, cut off", "P2", "P3", "P4")}
+assert separated["P2, cut off"] < separated["P2"]
 assert min(("C2", "C4", "P2"), key=separated.get) == hardest
 display(report.markdown([separated]))
 text = (
     f"$P_2$ has the grid of $C_2$, yet orders {separated['P2']:.0%} of the pairs rightly, against {separated['C2']:.0%}"
 )
-display(Markdown(f"{text}: what it knows came from above. That is the case for the pyramid, measured."))
+cut = f"with its own two layers but nothing from above it reaches {separated['P2, cut off']:.0%}"
+display(Markdown(f"{text}; {cut}. That is the case for the pyramid, measured."))
 
 # %% [markdown]
 # ### What is frozen, and why
@@ -370,6 +374,7 @@ display(
     )
 )
 
+
 # %% [markdown]
 # ## The equation (§4.1)
 #
@@ -442,7 +447,6 @@ assert_close(by_hand, pyramid_anchors(grids, config.anchors))
 share_on_p2 = 1 / (1 + 1 / 4 + 1 / 16 + 1 / 64 + 1 / 256)
 ### END SOLUTION
 
-
 # %% [markdown]
 # An anchor is *cross-boundary* when it leaves the content, 800 × 1066, not the padding: nothing can be learnt from zeros.
 
@@ -469,6 +473,7 @@ text = (
 display(
     Markdown(f"{text} Here {kept[0]:.0%} of its anchors stay inside and {kept[4]:.0%} of P6's: large boxes go first.")
 )
+
 
 # %% [markdown]
 # ## How well does an anchor fit?
@@ -517,7 +522,6 @@ assert_close(boxes.iou_matrix(some, gt), by_hand)
 ### BEGIN SOLUTION
 worst = (1 / math.sqrt(2)) ** 2
 ### END SOLUTION
-
 
 # %%
 def square(side, ratio=1.0):
@@ -701,6 +705,7 @@ display(
     )
 )
 
+
 # %% [markdown]
 # Why remove anchors at all? Beyond the boundary there are no pixels to answer from; Faster R-CNN reports that training did not converge with
 # them. The price is paid by objects whose best anchor sticks out.
@@ -804,7 +809,7 @@ axes[1].hist(best, np.linspace(0, 1, 26), color=draw.LINES[0], alpha=0.7, label=
 axes[1].set(xlabel="best IoU", ylabel="objects")
 for line in (axes[0].axhline, axes[1].axvline):
     line(rpn.POSITIVE_IOU, color="black", linewidth=1, linestyle="--", label="threshold 0.7")
-axes[0].legend(frameon=False, loc="lower right", fontsize=8)
+axes[0].legend(framealpha=1, edgecolor="white", loc="lower right", fontsize=8)
 axes[1].legend(frameon=False, loc="upper left", fontsize=8)
 save_figure(fig, "02_best_iou")
 plt.show()
@@ -821,6 +826,7 @@ display(
         f"{word} to a positive label. The removal costs some objects their best anchor: {', '.join(lost)}."
     )
 )
+
 
 # %% [markdown]
 # ## Encoding: what a positive anchor is taught (§4.3)
@@ -882,7 +888,9 @@ for ax, (n, own, its_object) in zip(axes, pairs, strict=False):
     arrow = {"color": "white", "ec": "black", "width": 2, "headwidth": 8, "headlength": 8}
     ax.annotate("", end.tolist(), start.tolist(), arrowprops=arrow)
     ax.set_title("t = (" + ", ".join(f"{v:.2f}" for v in boxes.encode(its_object, own)) + ")", fontsize=10)
-    draw.legend(ax, {"positive": "before: anchor (dotted)", "truth": "after: object"})
+    draw.legend(ax, {"positive": "before: anchor", "truth": "after: object"}).get_legend().get_lines()[0].set_linestyle(
+        ":"
+    )
 plt.show()
 
 # %% [markdown]
@@ -1031,6 +1039,7 @@ meanings = {
 assert all((paths().figures / f"{name}.{ending}").exists() for name in meanings for ending in ("pdf", "png"))
 display(report.markdown([{"file": f"figures/{name}", "shows": text} for name, text in meanings.items()]))
 
+
 # %% [markdown]
 # ## Summary
 #
@@ -1070,6 +1079,7 @@ else:
         {threshold: f"{count} positive, deviation of tw {spread:.2f}" for threshold, (count, spread) in found.items()}
     )
 
+
 # %% [markdown]
 # ### Exercise 2.2: an object keeps its best anchor
 #
@@ -1092,6 +1102,7 @@ else:
     assert labels.tolist() == seven and objects[labels == POSITIVE].tolist() == [0, 1, 1, 2]
     labels, objects = match_keeping(boxes.iou_matrix(tiny[inside], abc), 0.7, 0.3)
     print(f"exercise 2.2: done; A, B, C have {objects[labels == POSITIVE].bincount(minlength=3).tolist()} anchors")
+
 
 # %% [markdown]
 # ### Exercise 2.3: keep the cross-boundary anchors
@@ -1118,6 +1129,7 @@ else:
             everything += sign * level_of[now == POSITIVE].bincount(minlength=5)
     assert [int(n) for n in gained()] == everything.tolist()
     print("exercise 2.3: done;", dict(zip(LEVELS, everything.tolist(), strict=True)))
+
 
 # %% [markdown]
 # ### Exercise 2.4: anchors from the data
