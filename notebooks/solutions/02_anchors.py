@@ -62,7 +62,7 @@ def gained():
 # ### Exercise 2.4: anchors from the data
 #
 # IoU depends on quotients: a box twice as large fits as badly as one half as large. On a logarithmic scale both are equally far away, so k-means there
-# minimises about what matters. In one dimension the quantiles are a good beginning. Out of the check is what the grid costs:
+# minimises about what matters. In one dimension the quantiles are a good beginning. The check leaves out what the grid costs:
 # a scale that fits the shapes on a level with too coarse a grid may still miss the objects.
 
 # %%
