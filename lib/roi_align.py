@@ -33,8 +33,8 @@ def roi_align(features: Tensor, rois: Tensor, images: Tensor, size: int, scale=1
     """One feature map (B, F, Sy, Sx), RoIs (R, 4), their images (R,) -> pooled features (R, F, P, P) with P = `size`.
 
     `scale` takes the RoIs to the feature map's pixels. The same as torchvision.ops.roi_align with aligned=True and a
-    sampling ratio of `samples`. Differentiable in the features, not in the RoIs. Mask R-CNN (He et al. 2017), section
-    3; §5.1.
+    sampling ratio of `samples`. Differentiable in the features, and unlike torchvision's in the RoIs; but the RPN makes
+    proposals without gradient, so that none flows back through them. Mask R-CNN (He et al. 2017), section 3; §5.1.
 
     A map whose value at (x, y) is x, its pixels' centres being 0.5, 1.5, ...: the value at a point is its x less half
     a pixel. A box from x = 1 to 3 has cells from 1 to 2 and from 2 to 3, whose samples' means lie at 1.5 and 2.5:

@@ -528,7 +528,7 @@ plt.show()
 
 # %% [markdown]
 # Look for three things. Every outline follows its object; every box touches its mask on four sides; and the colour of the frame (of
-# the course's classes: blue vehicle, pink person, orange animal) fits what you see. The grey strip, where there is one, is the padding.
+# the course's classes: blue vehicle, pink person, light cyan animal) fits what you see. The grey strip, where there is one, is the padding.
 #
 # The eye does not see half a pixel, so we measure it: how far is each side of the rescaled box from the tight box of the rescaled mask?
 

@@ -155,6 +155,8 @@ def roi_align() -> Figure:
     whole.vlines(np.linspace(x1, x2, cells + 1), y1, y2, color=shapes.INK, linewidth=1.5)
     whole.hlines(np.linspace(y1, y2, cells + 1), x1, x2, color=shapes.INK, linewidth=1.5)
     whole.plot(*(p.ravel() for p in np.meshgrid(x, y)), "o", color="white", markeredgecolor=shapes.INK, markersize=5)
+    middle = (x1 + (x2 - x1) / cells, y1 + (y2 - y1) / cells), (x2 - x1) / cells, (y2 - y1) / cells
+    whole.add_patch(Rectangle(*middle, facecolor="none", edgecolor=shapes.INK, linewidth=3))
     point = x[2], y[2]  # the first of the cell in the middle
     whole.plot(*point, "o", color=shapes.POINT, markeredgecolor=shapes.INK, markersize=7)
     left, top = (int(p - 0.5) for p in point)  # the first of the pixels around it
@@ -171,7 +173,7 @@ def roi_align() -> Figure:
     result = panel(ax, (7.9, 0.85), 2, pooled, f"P × P = {cells} × {cells}", f"each the mean of {SAMPLES**2} points")
     for i, j in np.ndindex(cells, cells):
         text(result, (j + 0.5, i + 0.5), f"{pooled[i, j]:.2f}", size=9)
-    result.add_patch(Rectangle((1, 1), 1, 1, facecolor="none", edgecolor=shapes.POINT, linewidth=2, zorder=3))
+    result.add_patch(Rectangle((1, 1), 1, 1, facecolor="none", edgecolor=shapes.INK, linewidth=3, zorder=3))
     for start, end in ((3.95, 4.55), (7.0, 7.65)):
         arrow(ax, (start, 1.85), (end, 1.85))
     return fig

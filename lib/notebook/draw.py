@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox, IdentityTransform
 
 # Okabe and Ito's colours, distinct for colour-blind readers
 COLOURS = dict(truth="#D55E00", positive="#56B4E9", negative="#F0E442", ignored="#BBBBBB", predicted="#009E73")
-CLASS_COLOURS = ("#0072B2", "#CC79A7", "#E69F00", "#7B3294", "#8C510A", "#01665E", "#F7A8B8", "#333333")  # in turns
+CLASS_COLOURS = ("#0072B2", "#CC79A7", "#44EEFF", "#7B3294", "#8C510A", "#01665E", "#F7A8B8", "#333333")  # in turns
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of curves
 _STYLES: dict[str, tuple[str, Any]] = {kind: (colour, "-") for kind, colour in COLOURS.items()}
 _STYLES |= {"after": ("black", "-"), "before": ("black", ":")}
