@@ -170,9 +170,8 @@ plt.show()
 window = pull[stride * (row - 1) : stride * (row + 2), stride * (column - 1) : stride * (column + 2)]
 Markdown(
     f"The nine cells lie over {3 * stride} × {3 * stride} pixels, {window.numel() / pull.numel():.0%} of the image; "
-    f"{window.sum() / pull.sum():.0%} of the gradient falls there, the rest outside. So a 3 × 3 window can speak "
-    "about an "
-    f"anchor {config.anchors.scales[k]:g} pixels in size."
+    f"{window.sum() / pull.sum():.0%} of the gradient falls there, the rest outside. So a 3 × 3 window can speak about "
+    f"an anchor {config.anchors.scales[k]:g} pixels in size."
 )
 
 # %% [markdown]
@@ -266,9 +265,8 @@ my_count = (9 * channels**2 + channels) + 2 * channels + a * (channels + 1) + 4 
 assert my_count == sum(p.numel() for p in model.rpn.parameters())
 share = 9 * channels**2 / my_count
 Markdown(
-    f"{my_count:,} numbers, {share:.0%} of them in the 3 × 3 convolution, once for all five levels; the backbone "
-    "below has "
-    f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.1f} million."
+    f"{my_count:,} numbers, {share:.0%} of them in the 3 × 3 convolution, once for all five levels; the backbone below "
+    f"has {sum(p.numel() for p in model.backbone.parameters()) / 1e6:.1f} million."
 )
 
 # %% [markdown]
@@ -351,12 +349,13 @@ _ = save_figure(fig, "03_samples")
 plt.show()
 overlap = boxes.iou_matrix(anchors, targets[0]["boxes"])
 best = overlap[labels_of[0] == POSITIVE].amax(1)
+centres = anchors[index[(image_of == 0) & (kinds == NEGATIVE)]].unflatten(1, (2, 2)).mean(1)  # (., 2): x, y
+upper, lower = targets[0]["boxes"][:, None, :2], targets[0]["boxes"][:, None, 2:]
+on_objects = int(((centres > upper) & (centres < lower)).all(-1).any(0).sum())
 Markdown(
     f"In the image we follow the positives overlap their object by an IoU of {best.min():.2f} to {best.max():.2f}, as "
-    "tightly as the anchors' "
-    "places and shapes allow. The negatives are of every size and lie all over the image, on parts of the objects "
-    "too: an anchor on a "
-    "wheel is not the car."
+    "tightly as the anchors' places and shapes allow. The negatives are of every size and lie all over the image: of "
+    f"{len(centres)} sampled there {on_objects} have their centre on an object. An anchor on a wheel is not the car."
 )
 
 # %% [markdown]
@@ -369,8 +368,8 @@ far, near = (to_object[labels_of[0] == v].median() for v in (NEGATIVE, POSITIVE)
 assert far > 3 * near
 Markdown(
     f"The largest of the four numbers is {near:.2f} for a positive, {far:.1f} for a negative (medians). Fitting "
-    "thousands of far moves would "
-    "drown the few small ones, for boxes that are thrown away anyway, because their objectness is low."
+    "thousands of far moves would drown the few small ones, for boxes that are thrown away anyway, because their "
+    "objectness is low."
 )
 
 # %% [markdown]
@@ -477,7 +476,7 @@ counts = {"as printed": by_level(printed.rpn), "mended": by_level(config.rpn)}
 assert my_letter == ("c" if counts["as printed"][1, 4] < 1 else "b" if counts["as printed"][1, 4] < M / 20 else "a")
 rows = [
     {"level": name, "anchors": int((level_of == n).sum()), "crossing": f"{share:.0%}"}
-    | {f"{what}, {how}": round(float(c[r, n]), 1) for how, c in counts.items() for r, what in enumerate(("yes", "no"))}
+    | {f"{what}, {how}": f"{c[r, n]:.1f}" for how, c in counts.items() for r, what in enumerate(("yes", "no"))}
     for n, name in enumerate(LEVELS)
     for share in [(~boxes.inside(anchors[level_of == n], *content)).float().mean()]
 ]
@@ -619,19 +618,16 @@ display(fig)
 last = read_history(WEIGHTS, "rpn")[-1]
 ratios = {name: last[f"val_rpn_{name}"] / max(last[f"train_rpn_{name}"], 1e-9) for name in ("objectness", "box")}
 Markdown(
-    f"After {last['epoch']:.0f} passes the validation loss is {ratios['objectness']:.1f} times the training loss for "
-    "the objectness and "
-    f"{ratios['box']:.1f} times for the boxes"
+    f"After epoch {last['epoch']:.0f} the validation loss is {ratios['objectness']:.1f} times the training loss for "
+    f"the objectness and {ratios['box']:.1f} times for the boxes"
     + (
         ": part of what it learnt it knows by heart. "
         if max(ratios.values()) > 1.5
         else ": it learnt little by heart. "
     )
     + f"The objectness costs {last['val_rpn_objectness']:.4f}, the boxes {last['val_rpn_box']:.4f}: equal weights "
-    "(§4.5) do not make equal "
-    "losses, for all $M$ anchors pay the one and the positives alone the other. The first training value is the mean "
-    "of a pass that began "
-    "with nothing learnt."
+    "(§4.5) do not make equal losses, for all $M$ anchors pay the one and the positives alone the other. The first "
+    "training value is the mean of a pass that began with nothing learnt."
 )
 
 # %% [markdown]
@@ -673,9 +669,8 @@ Markdown(
     "P6 reach "
     + ", ".join(f"{v:.2f}" for v in brightest.tolist())
     + (": the objects light up " if brightest.argmax() in own else ": the objects do not yet light up best ")
-    + "where the anchors come closest to their size, which is the division of labour that the pyramid makes "
-    "possible. A cell of P2 is "
-    "4 pixels wide, one of P6 64: hence the coarse blocks on the right."
+    + "where the anchors come closest to their size, which is the division of labour that the pyramid makes possible. "
+    "A cell of P2 is 4 pixels wide, one of P6 64: hence the coarse blocks on the right."
 )
 
 
@@ -733,14 +728,13 @@ Markdown(
         else "after so short a training the mend does not show yet. "
     )
     + (
-        "But they say it seldom: this backbone makes objects look alike on all levels, so the no of the lower ones "
-        "carries over."
+        "But they say it seldom: the no of the lower levels carries over, so behind this backbone objects must look "
+        "alike on all levels."
         if no["as printed"] < 0.2
         else "As printed they say it nearly everywhere: no no of the lower levels carries over."
     )
     + f" The price is paid on P2, which gets fewer of the negatives: {found_by['as printed'][2, 0]:.0f} false alarms "
-    "as printed, "
-    f"{found_by['mended'][2, 0]:.0f} mended, of thousands of anchors an image."
+    f"as printed, {found_by['mended'][2, 0]:.0f} mended, of thousands of anchors an image."
 )
 
 # %% [markdown]
@@ -813,9 +807,9 @@ difference = ten["mended"] - ten["as printed"]
 Markdown(
     f"The first ten proposals reach an AR of {ten['as printed']:.3f} as printed, {ten['mended']:.3f} mended, on "
     f"{len(covered['mended'])} objects: "
-    + f"a difference of {difference:+.3f}, which may be chance. README's table over three seeds and 1,000 scenes "
-    "finds no sure difference in the "
-    "final AP either. The mend stays because it removes a gamble on the backbone, not because this backbone lost it."
+    + f"a difference of {difference:+.3f}, which may be chance. README's table over three seeds and 1,000 scenes finds "
+    "no sure difference in the final AP either. The mend stays because it removes a gamble on the backbone, not "
+    "because this backbone lost it."
 )
 
 # %% [markdown]
@@ -918,8 +912,7 @@ Markdown(
     f"Decoding takes the anchors from a mean IoU of {moved[0].mean():.2f} with their objects to {moved[1].mean():.2f}"
     + ("" if moved[1].mean() > moved[0].mean() else ": this RPN has hardly been trained")
     + f". Of the 30 boxes NMS leaves {len(kept)}: those that overlap by less than {config.rpn.nms_iou:g}, so "
-    "neighbours still crowd around an "
-    "object. The box head will sort them out."
+    "neighbours still crowd around an object. The box head will sort them out."
 )
 
 # %% [markdown]
@@ -997,12 +990,10 @@ Markdown(
     f"- The rule gives **N = {enough}**. The `{config.profile}` profile's K = {K} and N = {N} reach "
     f"{clipped['AR'] / curve[-1]:.1%} of the best AR.\n"
     "- Removing crossing boxes, as the sheet prints for training, changes the recall at 0.7 from "
-    f"{clipped['recall at 0.7']:.3f} to "
-    f"{removed['recall at 0.7']:.3f}; the mean IoU of the objects at the border with their best box by "
-    f"{falls['border']:+.3f}, of those inside by "
-    f"{falls['inside']:+.3f}. Of {int((~inner).sum())} objects at the border {int(cut[~inner].sum())} have a best box "
-    "that reached across it and was "
-    f"clipped, of {int(inner.sum())} inside {int(cut[inner].sum())}: removing throws just these boxes away."
+    f"{clipped['recall at 0.7']:.3f} to {removed['recall at 0.7']:.3f}; the mean IoU of the objects at the border with "
+    f"their best box by {falls['border']:+.3f}, of those inside by {falls['inside']:+.3f}. Of {int((~inner).sum())} "
+    f"objects at the border {int(cut[~inner].sum())} have a best box that reached across it and was clipped, of "
+    f"{int(inner.sum())} inside {int(cut[inner].sum())}: removing throws just these boxes away."
 )
 
 # %% [markdown]
@@ -1075,9 +1066,8 @@ plt.show()
 spoken = [row for row in rows[:3] if row["mean IoU"] is not None]
 hardest = min(spoken, key=lambda row: row["mean IoU"])["objects"].split()[0]
 text = [
-    f"{int((best < 0.5).sum())} of {len(best)} objects have no proposal at IoU 0.5. The mean IoU of an object with "
-    "its best proposal is "
-    f"**{best.mean():.2f}**: the box head starts from there. The {hardest} third is covered worst."
+    f"{int((best < 0.5).sum())} of {len(best)} objects have no proposal at IoU 0.5. The mean IoU of an object with its "
+    f"best proposal is **{best.mean():.2f}**: the box head starts from there. The {hardest} third is covered worst."
 ]
 if inner.any() and (~inner).any():
     gap = float(best[~inner].mean() - best[inner].mean())
