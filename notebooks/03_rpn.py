@@ -974,17 +974,11 @@ for name, k, n, removed in (
     (f"config ({config.profile}), removed", K, NS[at_N], True),
 ):
     best = covered[k, removed][:, NS.index(n)]
-    recalls = {f"recall at {t}": float((best >= t).float().mean()) for t in (0.5, 0.7)}
-    means = {
-        f"IoU, {where}": float(best[g].mean()) if g.any() else None
-        for where, g in (("border", ~inner), ("inside", inner))
-    }
-    rows.append(
-        {"setting": name, "K": k, "N": n, "AR": average_recall(best)}
-        | recalls
-        | means
-        | {"after NMS": round(left[k, removed])}
-    )
+    row = {"setting": name, "K": k, "N": n, "AR": average_recall(best)}
+    row |= {f"recall at {t}": float((best >= t).float().mean()) for t in (0.5, 0.7)}
+    for where, group in (("border", ~inner), ("inside", inner)):
+        row[f"IoU, {where}"] = float(best[group].mean()) if group.any() else None
+    rows.append(row | {"after NMS": round(left[k, removed])})
 report.save_table(rows, "03_recall")
 display(report.markdown(rows))
 clipped, removed = rows[2], rows[3]
