@@ -592,7 +592,7 @@ report.markdown(
             (
                 "frozen",
                 f"{frozen / 1e6:.1f} M of the backbone",
-                "trained already (§3); its maps are computed only once",
+                "trained already (§3), so its maps are computed once; 06 frees it",
             ),
             ("learns", f"{sum(p.numel() for p in learning):,} of the RPN", "the part of this notebook"),
         )
