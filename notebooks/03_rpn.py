@@ -857,7 +857,7 @@ for threshold, mine in ((0.7, stay_at_07), (0.5, stay_at_05)):
 # is a waste; a box to be removed gets the score $-\infty$, so that all images of a batch keep the same shape.
 
 # %%
-show(rpn.propose)
+show(boxes.clip, rpn.propose)
 
 
 # %% [markdown]
