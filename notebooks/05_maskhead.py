@@ -1094,7 +1094,7 @@ Markdown(
 # - A target is the mask under RoIAlign with 28 × 28 cells: no rounding, no shift.
 # - Four convolutions, a deconvolution, a 1 × 1 convolution; the loss sees the true class's mask alone.
 # - Pasting is $V \hat Y W^\top$: two products for all masks at once.
-# - The grid sets a ceiling. In pixels it is lowest for large objects.
+# - The grid sets a ceiling: about the same IoU for all, but in pixels the outlines of large objects are furthest off.
 #
 # Notebook 6 measures the whole system and trains all its parts together.
 
