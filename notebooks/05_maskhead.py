@@ -816,7 +816,7 @@ Markdown(
     f"At the target's outline {seam:.0%} are wrong, elsewhere {inside:.0%}"
     + (
         ": most errors are a seam, a question of where exactly. "
-        if seam > inside
+        if seam > 1.5 * inside
         else ": it is not a matter of the outline. "
     )
     + f"{doubt:.0%} of the cells are in doubt, between 0.2 and 0.8. In the last row a thin seam is a question of "
@@ -836,7 +836,7 @@ for row, label in zip(axes, three, strict=False):
     d = samples["labels"].tolist().index(label)
     n, k = places[d]
     crop(draw.image(row[0], seen.pictures[n]), seen.chosen[n]["boxes"][k].cpu())
-    row[0].set_title(f"a box of the class {CLASS_NAMES[label]}", fontsize=9)
+    row[0].set_title(f"box: {CLASS_NAMES[label]}", fontsize=10)
     for other, ax in zip(three, row[1:], strict=False):
         weight = "bold" if other == label else "normal"
         draw.heatmap(ax, every_class[d, other - 1]).set_title(f"as {CLASS_NAMES[other]}", fontsize=10, weight=weight)
@@ -967,6 +967,8 @@ Markdown(
         if best - ours < 0.01
         else f"The best threshold, {thresholds[curve['IoU'].index(best)]}, would gain {best - ours:.3f}."
     )
+    if found
+    else f"None of {objects} objects was found; no mask head can mend a missed one."
 )
 
 # %% [markdown]
@@ -1001,6 +1003,8 @@ lost = {name: a - b for name, a, b in zip(("grid", "box", "head"), ladder, ladde
 Markdown(
     f"The grid costs {lost['grid']:.3f}, the box {lost['box']:.3f}, the head itself {lost['head']:.3f}. "
     f"The largest loss is the {max(lost, key=lost.get)}'s. A finer grid could win back {lost['grid']:.3f} at most."
+    if found
+    else "No object was found, so there is nothing to take apart."
 )
 
 # %% [markdown]
