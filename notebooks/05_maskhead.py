@@ -261,6 +261,7 @@ def naive_deconvolution(x, weight, bias):
             out[:, dy::2, dx::2] = torch.einsum("fyx,fo->oyx", x, weight[:, :, dy, dx]) + bias[:, None, None]
     return out
 
+
 # %% [markdown]
 # ### The part: `lib.maskhead.MaskHead`
 #
@@ -343,6 +344,7 @@ chosen = boxhead.refine_for_training(  # deltas of zero leave a box where it is;
 )[0]
 assert_close(chosen["boxes"], four[kept])
 assert {("vehicle", "person", "animal")[n - 1] for n in chosen["labels"]} == {c_trains}
+
 
 # %% [markdown]
 # ### On the image we follow
@@ -971,6 +973,7 @@ Markdown(
     else f"None of {objects} objects was found; no mask head can mend a missed one."
 )
 
+
 # %% [markdown]
 # ## What it gets right and what wrong
 #
@@ -1091,6 +1094,7 @@ Markdown(
     "box with another object. In the table, thin is the mean share of pixels near the outline."
 )
 
+
 # %% [markdown]
 # ## Summary
 #
@@ -1145,6 +1149,7 @@ def fresh_head(classes):
     torch.manual_seed(0)
     return maskhead.MaskHead(config.backbone.channels, config.maskhead.hidden, classes)
 
+
 # %% [markdown]
 # ### Exercise 5.1: the smallest hole
 #
@@ -1154,6 +1159,7 @@ def fresh_head(classes):
 # %%
 # exercise 5.1
 smallest_in_corner, smallest_in_centre = None, None
+
 
 # %%
 # check 5.1
@@ -1171,6 +1177,7 @@ else:
     assert smallest_in_centre == next(side for side in range(2, 20, 2) if shows(side, 105 - side // 2))
     print(f"a cell is 10 pixels wide; a hole shows from {smallest_in_centre} or {smallest_in_corner} pixels on")
 
+
 # %% [markdown]
 # ### Exercise 5.2: a loss like the IoU
 #
@@ -1182,6 +1189,7 @@ else:
 def dice_loss(logits, labels, targets):
     """Logits (D, C, m, m), labels (D,) from 1 to C, targets (D, m, m) -> the Dice loss, a scalar."""
     return None
+
 
 # %%
 # check 5.2
@@ -1198,6 +1206,7 @@ else:
         briefly = briefly_trained(fresh_head(len(config.classes)), of, stage_samples)
         print(f"{name}: mean IoU after 60 steps {mean_iou(briefly, samples['labels']):.3f}")
 
+
 # %% [markdown]
 # ### Exercise 5.3: one mask for all classes (an extension)
 #
@@ -1208,6 +1217,7 @@ else:
 def class_agnostic(labels):
     """Labels (D,) from 1 to C -> (a fresh mask head for one mask, the labels (D,) that its loss needs)."""
     return None
+
 
 # %%
 # check 5.3
@@ -1222,6 +1232,7 @@ else:
     print(f"a mask for each class: mean IoU {mean_iou(specific, samples['labels']):.3f}")
     print(f"one for all classes:   mean IoU {mean_iou(briefly_trained(agnostic, of, stage_samples), ones):.3f}")
 
+
 # %% [markdown]
 # ### Exercise 5.4: a bigger mask (an extension)
 #
@@ -1233,6 +1244,7 @@ else:
 def samples_at(s, size):
     """What `boxes_that_train` gave -> {"pooled": (D, F, size, size), "labels": (D,), "masks": (D, 2 size, 2 size)}."""
     return None
+
 
 # %%
 # check 5.4

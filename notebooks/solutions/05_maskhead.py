@@ -14,6 +14,7 @@
 # exercise 5.1
 smallest_in_corner, smallest_in_centre = 8, 6
 
+
 # %% [markdown]
 # ### Exercise 5.2: a loss like the IoU
 #
