@@ -129,11 +129,11 @@ lines = [
     f"its mask fills {mask.sum() / area(box):.0%} of the box"
     for name, box, mask in zip(names, target["boxes"], target["masks"], strict=True)
 ]
-display(Markdown("\n".join(["In this picture there is", *lines])))
+display(Markdown("\n".join([f"Image {n} shows", *lines])))
 
 # %% [markdown]
 # Two things to notice. A box contains much that is not its object: that is why we want masks. And where one object hides
-# another, the hidden part belongs to nobody's mask but the one in front, while the boxes overlap freely.
+# another, the hidden part is not in the mask of the one behind, which may fall into pieces; boxes overlap freely.
 #
 # In code an example is a pair: the picture and a dictionary, in torchvision's convention for detection, so that torchvision's own models read the same data set.
 
@@ -688,11 +688,12 @@ for c in present:
 report.save_table(rows, "01_statistics")
 display(report.markdown(rows))
 spans = {CLASS_NAMES[c]: np.divide(*np.percentile(share[labels == c], (95, 5))) for c in present}
-middle = rows[0]
+top_row = rows[0]
 display(
     Markdown(
-        f"First row: a twentieth of the objects ({middle['class']}) have a box that covers less than "
-        f"{middle['5 %']:.1%} of the image, half less than {middle['50 %']:.1%}. From the 5 % to the 95 % column areas grow by a factor of "
+        f"First row: a twentieth of the objects ({top_row['class']}) have a box that covers less than "
+        f"{top_row['5 %']:.1%} of the image, half less than {top_row['50 %']:.1%}. From the 5 % to the 95 % column "
+        "areas grow by a factor of "
         + ", ".join(f"{factor:.0f} ({name})" for name, factor in spans.items())
         + "."
     )
@@ -733,7 +734,7 @@ def percentile_key(fig):
 
 
 def posture(ratio):
-    return "upright" if ratio < 0.87 else "lying" if ratio > 1.15 else "about square"
+    return "higher than wide" if ratio < 0.87 else "wider than high" if ratio > 1.15 else "about square"
 
 
 # %% [markdown]

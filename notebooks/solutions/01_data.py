@@ -42,8 +42,8 @@ def drift(n, scale):
 # %% [markdown]
 # ### Exercise 1.3: a fourth ratio
 #
-# Between 1:2 and 2:1 nothing is to be gained: two boxes of one scale whose ratios differ by a factor of $f$ have the IoU $1 / (2\sqrt f - 1)$, which is above 0.7
-# up to $f = 1.47$; 1:2, 1:1 and 2:1 leave only narrow gaps. The objects that are not covered are narrower or longer. Which of the two are more
+# Between 1:2 and 2:1 little is to be gained: two boxes of one scale whose ratios differ by a factor of $f$ have the IoU $1 / (2\sqrt f - 1)$, which is above 0.7
+# up to $f = 1.47$; and no ratio between 1:2 and 2:1 is further than $\sqrt 2 = 1.41$ from one of the three. The objects that fit none are narrower or longer. Which of the two are more
 # depends on the data, so we try thirty ratios on both sides, beside the four of the check.
 #
 # The price: 20 anchors where there were 15, so a third more in every cell of every level to score, to sort and to suppress, nearly all of them background.
