@@ -99,6 +99,8 @@ CLASS_NAMES = config.class_names  # by label; 0 is background
 diagrams.system("data")
 
 # %% [markdown]
+# ## Goals
+#
 # After this notebook you can
 #
 # 1. say which mask belongs to which image, though the mask file does not say so;
@@ -266,8 +268,8 @@ assert len(mask_file) == sum(map(len, owners))
 # %% [markdown]
 # ### What a mistake of one looks like
 #
-# Suppose one mask too many was skipped somewhere. Then *every* later object has its neighbour's mask, and nothing crashes: shapes and counts still fit. In
-# the strip below, the mask file in order around our image; below it our image as it is, and with masks shifted by one.
+# Suppose $\text{first}$ is one too large. Then *every* object has its neighbour's mask, and nothing crashes: all shapes fit. The strip
+# shows the mask file in order around our image; below it is our image as it should be, and with masks shifted by one.
 
 # %% cellView="form"
 # @title Draw the mask file around our image, and the image with masks shifted by one
@@ -325,7 +327,7 @@ display(
 #
 # Why each step? Networks learn best from numbers around zero, and a pretrained backbone expects those of its own training: $\mu_c$ and
 # $\sigma_c$ of each channel are ImageNet's. Large images show small objects in more cells. And the padding makes every level's grid fit the next: the levels
-# P2 … P5 divide the input by 4, 8, 16 and 32, so both sides must be multiples of 32.
+# P2 … P5 of the [feature pyramid](https://arxiv.org/abs/1612.03144) divide the input by 4, 8, 16 and 32, so both sides must be multiples of 32.
 #
 # The sheet rescales to 800 × 1066: the **course** profile. The **demo** profile is the same system with smaller images, which a CPU can train in minutes.
 #
@@ -419,8 +421,8 @@ assert_close(F.interpolate(two, scale_factor=2, mode="linear")[0, 0], resize_row
 assert_close(torch.tensor(doubled), resize_row([0.0, 100.0], 2))
 
 # %% [markdown]
-# The other common rule (`align_corners=True`) gives `[0, 33.3, 66.7, 100]`: the centres of first and last pixel stay at the ends, and all between drifts
-# against the boxes. Exercise 1.2 asks by how much.
+# The other common rule (`align_corners=True`) gives `[0, 33.3, 66.7, 100]`: the first pixel becomes the first and the last the last, so that the picture is stretched
+# a little more than its boxes. Exercise 1.2 asks by how much.
 #
 # **In two dimensions.** A small mask covers rows 2 … 4 and columns 3 … 6, so its tight box is $(3, 2, 7, 5)$. Doubled, the box is $(6, 4, 14, 10)$,
 # and that is again the tight box of the doubled mask:
@@ -512,7 +514,7 @@ assert_close(red[[0, 255]], torch.tensor([-2.1179, 2.2489]), atol=1e-4, rtol=0) 
 print(f"red 0 -> {red[0]:.3f}, 124 -> {red[124]:.3f}, 255 -> {red[255]:.3f}")
 
 # %% [markdown]
-# So the padding is not black but the mean colour. Black would be a hard edge of $-2.1$ that no photograph has.
+# So the padding is not black but the mean colour. Padded before normalising it would be $-2.1$: a hard edge beside most photographs.
 
 # %% [markdown]
 # ### Our image goes through
@@ -779,7 +781,7 @@ display(
 # %% [markdown]
 # ## What this means for the anchors
 #
-# An anchor is a box of fixed size that an object must resemble to be found; each level P2 … P6 has anchors of one *scale* $\sqrt{wh}$ in the network's frame (§4.1).
+# An anchor ([Faster R-CNN](https://arxiv.org/abs/1506.01497)) is a box of fixed size that an object must resemble to be found; each level P2 … P6 has anchors of one *scale* $\sqrt{wh}$ in the network's frame (§4.1).
 #
 # **Predict, then see.** In the course profile (800 × 1066) the scales are 32, 64, 128, 256 and 512. An object's box covers a fifth of the image. Which level's anchors is it
 # nearest to, by ratio of scales?
@@ -801,7 +803,7 @@ a_fifth = torch.tensor([800 * 1066 / 5]).sqrt()
 assert level_of_a_fifth == LEVELS[nearest_level(a_fifth, course)], f"its scale is {a_fifth.item():.0f}"
 
 # %% [markdown]
-# Now all objects.
+# Now all objects of this set, in both profiles.
 
 # %% cellView="form"
 # @title Draw the objects' scales between the anchors' scales
