@@ -4,7 +4,7 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/maskrcnn-from-its-parts/maskrcnn-from-its-parts/blob/main/notebooks/01_data.ipynb)
 #
 # **The claim.** Four files hold all that [Mask R-CNN](https://arxiv.org/abs/1703.06870) learns from here. Grouped by their labels and rescaled with care, images, boxes and masks
-# still agree to within a pixel in the network's frame, and their sizes already tell where detection will be hard.
+# still agree in the network's frame to about half a pixel, and their sizes already tell where detection will be hard.
 #
 # **Run time:** about half a minute on one CPU core (a minute the first time, when the built-in scenes are drawn).
 #
@@ -110,7 +110,7 @@ diagrams.system("data")
 # %% [markdown]
 # ## The image we follow
 #
-# One image goes through all six notebooks. On the left is its picture; on the right what the files say about it: for each object a class (the
+# One image of the *val* split, on which nothing is trained, goes through all six notebooks. On the left is its picture; on the right what the files say about it: for each object a class (the
 # colour), a box and a mask. A network that was trained on such examples has to find the right side from the left.
 
 # %% cellView="form"
@@ -363,7 +363,7 @@ display(
         f"To keep 4:3 exactly, 800 rows would need {exact:.2f} columns. At 1066 the image is squeezed by "
         f"{exact - 1066:.2f} pixels, which is {(exact - 1066) * IMAGE_HEIGHT / 800:.2f} pixels of the file. Nothing is "
         f"cut; but boxes need **two** factors: with $s_y$ for both, a right edge would be {exact - 1066:.2f} pixels "
-        "off. P6 has half P5's cells, rounded up."
+        "off. P6 has half as many rows and columns as P5, rounded up."
     )
 )
 
@@ -695,9 +695,7 @@ display(
     Markdown(
         f"First row: a twentieth of the objects ({top_row['class']}) have a box that covers less than "
         f"{top_row['5 %']:.1%} of the image, half less than {top_row['50 %']:.1%}. From the 5 % to the 95 % column "
-        "areas grow by a factor of "
-        + ", ".join(f"{factor:.0f} ({name})" for name, factor in spans.items())
-        + "."
+        "areas grow by a factor of " + ", ".join(f"{factor:.0f} ({name})" for name, factor in spans.items()) + "."
     )
 )
 
@@ -1119,7 +1117,7 @@ else:
     draw.masks(draw.image(axes[1], image), crop["masks"], crop["labels"])
     draw.boxes(axes[1], crop["boxes"], crop["labels"], [CLASS_NAMES[label] for label in crop["labels"]])
     plt.show()
-    print(f"exercise 1.4: done; {len(crop['labels'])} of {len(target['labels'])} objects are kept")
+    print(f"exercise 1.4: done; objects kept: {len(crop['labels'])} of {len(target['labels'])}")
 
 # %% [markdown]
 # ## References
