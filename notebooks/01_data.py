@@ -660,7 +660,7 @@ display(report.markdown(rows))
 # %% [markdown]
 # ## What is in the pictures?
 #
-# The sheet's proposal asks for statistics of the data and what they mean for the system. One row for each object, and side by side with them the
+# The course's project proposal (§9.1) asks for statistics of the data and what they mean for the system. The table has a row for each class of this set, and one of the
 # course's own set, which the built-in scenes are drawn to resemble. The columns in % are percentiles of the *share of the image that a box covers*.
 
 # %% cellView="form"
