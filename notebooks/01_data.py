@@ -404,7 +404,6 @@ assert_close(scaled["boxes"], expected)
 doubled = [0.0, 25.0, 75.0, 100.0]  # read from x = -0.25, 0.25, 0.75, 1.25
 ### END SOLUTION
 
-
 # %%
 def resize_row(row, scale):
     """Linear interpolation with half-pixel centres, one output pixel at a time."""
@@ -790,7 +789,6 @@ display(
 level_of_a_fifth = "P6"  # sqrt(800 * 1066 / 5) = 413; 512 is 1.24 times that, 256 is 1.61 times less
 ### END SOLUTION
 
-
 # %%
 def nearest_level(scale, profile):
     """The number of the level, 0 for P2, whose anchors' scale is nearest on a logarithmic axis."""
@@ -799,6 +797,7 @@ def nearest_level(scale, profile):
 
 a_fifth = torch.tensor([800 * 1066 / 5]).sqrt()
 assert level_of_a_fifth == LEVELS[nearest_level(a_fifth, course)], f"its scale is {a_fifth.item():.0f}"
+
 
 # %% [markdown]
 # Now all objects of this set, in both profiles.

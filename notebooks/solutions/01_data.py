@@ -12,7 +12,6 @@
 # the left and above, whoever clips boxes, drops boxes that cross the border, or takes predictions back to the file would need the offset as well, and a
 # place that forgets it is wrong by a few pixels without any error message.
 
-
 # %%
 # exercise 1.1
 def moved_padding(x, boxes, sizes):
@@ -27,7 +26,6 @@ def moved_padding(x, boxes, sizes):
 # Pixel $i$ has the centre $i + \tfrac12$. By the rule it goes to the index $i(n'-1)/(n-1)$, whose centre is half a pixel further. A box's coordinate at the
 # old centre goes to $s\,(i + \tfrac12)$. At $i = 0$ the two are $\tfrac12$ and $\tfrac s2$: a distance of $(s-1)/2$. At the other end it is the same with the other sign,
 # in the middle zero. So masks are stretched outwards against their boxes, most at the borders.
-
 
 # %%
 # exercise 1.2
@@ -53,13 +51,13 @@ def drift(n, scale):
 tried = [1 / 4, 1 / 3, 3, 4, *np.geomspace(1 / 6, 6, 30).tolist()]
 fourth_ratio = max(tried, key=lambda r: (best_overlap(config, (*config.anchors.ratios, r)) > POSITIVE_IOU).sum().item())
 
+
 # %% [markdown]
 # ### Exercise 1.4: an augmentation of your own, random crops
 #
 # Cutting is slicing: pixel $i$ covers $[i, i+1)$, so the window $(x_1, y_1, x_2, y_2)$ in whole pixels is exactly `[y1:y2, x1:x2]`. Boxes are not cut but taken anew from
 # the masks: what is left of an object is often smaller than its box cut at the window, for instance when an arm that reached far to the side is gone. An object of which little is
 # left is not kept: a network that must find a person by a shoe learns to see persons everywhere. (It stays in the picture, as background; that is the price.)
-
 
 # %%
 # exercise 1.4
