@@ -134,6 +134,18 @@ def test_form(name):
     assert not [word for word in FORBIDDEN if word in text]
 
 
+@every_notebook
+def test_a_notebook_is_read_in_an_hour(name):
+    """At most 115 cells and 2,800 words, code and appendix not counted."""
+    cells, appendix = [], False
+    for cell in source(name).cells:
+        if heading := re.match(r"## (.*)", cell.source):
+            appendix = cell.cell_type == "markdown" and heading[1].startswith("Appendix")
+        cells += [] if appendix else [cell]
+    assert len(cells) <= 115
+    assert sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown") <= 2800
+
+
 @pytest.mark.parametrize("name", sorted(WITH_BROWSER))
 def test_the_browser_is_the_last_cell(name):
     cells = code_cells(source(name))

@@ -22,7 +22,6 @@ from lib.notebook import exercises, student
 from lib.notebook.execute import NOTEBOOKS, execute
 from lib.notebook.student import PARTS
 
-READY = set()  # the notebooks that have their answers, exercises and solutions
 FOLDER = root() / "notebooks"
 LISTED = [(name, notebook) for notebook, names in PARTS.items() for name in names]
 every_part = pytest.mark.parametrize("name, notebook", LISTED, ids=[name for name, _ in LISTED])
@@ -410,7 +409,7 @@ def test_marks_are_in_pairs(name):
     assert exercises.without_answers(text).count("# YOUR CODE HERE") == text.count(exercises.BEGIN)
 
 
-@pytest.mark.parametrize("name", sorted(READY))
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_has_answers_exercises_and_solutions(name):
     notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
     codes = exercises.code_cells(notebook)
