@@ -613,6 +613,7 @@ print(
     f"{len(test_set)} images, {len(truth.anns)} objects;", {s: len(r["box"]) for s, r in results.items()}, "detections"
 )
 
+
 # %% [markdown]
 # Three evaluations a model: boxes, masks, proposals. (`lib.scores.evaluate.evaluate_model` does the same in one call.)
 
@@ -653,9 +654,9 @@ more = [
 _ = report.save_table(more, "06_proposals_and_course")
 report.markdown(more)
 
-
 # %% [markdown]
-# The second table has the RPN's recall and the course's mAP at IoU 0.5. In words:
+# The second table has the RPN's recall and the course's mAP at IoU 0.5. (Where an image has fewer than 1000 proposals, AR@1000 counts all of them.)
+# In words:
 
 # %%
 MEASURED = root / "figures" / "published"  # tables that come with the project
@@ -879,6 +880,7 @@ Markdown(
     )
 )
 
+
 # %% [markdown]
 # ## What it gets right and what it gets wrong
 #
@@ -940,6 +942,7 @@ Markdown(
     + (f"The most frequent error is **{most}**: {wrong[most]} of {sum(wrong.values())}." if sum(wrong.values()) else "")
 )
 
+
 # %% [markdown]
 # ### Look at them
 #
@@ -958,6 +961,7 @@ def quality(found, target):
 
 qualities = [quality(f, t) for f, t in zip(confident, targets, strict=True)]
 order = sorted((n for n in range(len(test_set)) if len(targets[n]["boxes"])), key=lambda n: -qualities[n])
+
 
 # %% [markdown]
 # Above each pair the objects, below what is found, and what became of it:
@@ -1029,7 +1033,7 @@ PHOTO = ""  # @param {type:"string"}
 photo = read_picture(Path(PHOTO or cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
 on_photo = {"our scenes' network": models["joint"]}
 try:
-    with contextlib.redirect_stderr(io.StringIO()):  # torch hub says where it puts the file
+    with contextlib.redirect_stdout(io.StringIO()):  # torch hub names the file; its bar stays
         on_photo["COCO's weights in our parts"] = coco_maskrcnn().to(DEVICE)
 except FileNotFoundError:
     print("COCO's weights are left out: they are not on this machine, and without a network they cannot be fetched.")
@@ -1115,6 +1119,7 @@ else:
         "from", (round(course_by_hand, 4), round(coco_by_hand, 4)), "to", tuple(round(v, 4) for v in without_duplicate)
     )
 
+
 # %% [markdown]
 # ### Exercise 6.2: can the scores be believed?
 #
@@ -1139,6 +1144,7 @@ else:
     kinds = [k == "right" for f, t in zip(found, targets, strict=True) for k in kinds_of(f, t)[: len(f["scores"])]]
     for n, (count, share) in enumerate(calibration(torch.cat([f["scores"] for f in found]), torch.tensor(kinds))):
         print(f"{n / 10:.1f} to {(n + 1) / 10:.1f}: {count:4} detections", f"{share:.0%} right" if count else "")
+
 
 # %% [markdown]
 # ### Exercise 6.3: a score that knows the mask
@@ -1171,6 +1177,7 @@ else:
         new = mask_score(seen["scores"], seen["masks"]).tolist()
         rescored += [{**row, "score": s} for row, s in zip(mine, new, strict=True)]
     print("masks:", ap_of(plain, "segm"), "; rescored:", ap_of(rescored, "segm"))
+
 
 # %% [markdown]
 # ### Exercise 6.4: soft-NMS, an extension
@@ -1276,6 +1283,7 @@ report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation")
 left_out = ("mask AP75", "AP75", "box AP, difference", "mask AP, difference", "training, s", "AR@1000", "AR@100")
 rows = report.read_table("06_accuracy", MEASURED)
 report.markdown([{name: value for name, value in row.items() if name not in left_out} for row in rows])
+
 
 # %% [markdown]
 # ### Time by part, on this machine

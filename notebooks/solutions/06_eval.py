@@ -18,6 +18,7 @@ course_without = 2 / 3 * 1 + 1 / 3 * (2 / 3 + 3 / 4) / 2
 coco_without = (67 * 1 + 34 * 3 / 4) / 101
 without_duplicate = course_without, coco_without
 
+
 # %% [markdown]
 # ### Exercise 6.2: can the scores be believed?
 #
