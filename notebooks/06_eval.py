@@ -1172,7 +1172,11 @@ else:
     plain, rescored = [], []
     for n, image in enumerate(some.indices):
         seen = detections(models["joint"], some[n][0], paste=False)
-        mine = [row for row in results["joint"]["mask"] if row["image_id"] == image]
+        mine = [
+            {key: row[key] for key in ("image_id", "category_id", "segmentation", "score")}
+            for row in results["joint"]["mask"]
+            if row["image_id"] == image
+        ]
         plain += mine
         new = mask_score(seen["scores"], seen["masks"]).tolist()
         rescored += [{**row, "score": s} for row, s in zip(mine, new, strict=True)]
