@@ -53,9 +53,10 @@ def mask_score(scores, masks):
 # %% [markdown]
 # ### Exercise 6.4: soft-NMS, an extension
 #
-# A box that overlaps no better one keeps its score, a near copy loses most of it: at IoU 0.82 a factor of 0.26. Nothing is thrown away, so AP's list
-# is longer, and what is right at its low end can only gain. Here hardly two objects of a class overlap, so there is little to win;
-# it helps in crowds, where NMS removes a neighbour's box.
+# A box that overlaps no better one keeps its score, a near copy loses most of it: at IoU 0.82 a factor of 0.26. Nothing is thrown away: a neighbour whom NMS
+# would remove stays, and so do near copies, further down the list. The first gains AP, the second loses some wherever a copy still scores higher than
+# something right. Which of the two is more, the printed numbers say; where hardly two objects of a class overlap there is little to
+# gain. It helps in crowds.
 
 # %%
 # exercise 6.4
