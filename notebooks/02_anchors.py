@@ -117,7 +117,11 @@ draw.legend(ax, {"truth": "object"})
 plt.show()
 sizes = "; ".join(f"{n}, {w:.0f} × {h:.0f} pixels" for n, (w, h) in zip(names, gt[:, 2:] - gt[:, :2], strict=True))
 padded = " × ".join(map(str, one.x.shape[2:]))
-display(Markdown(f"Rescaled to {content[0]} × {content[1]} pixels, and padded with zeros to {padded}. Its objects: {sizes}."))
+display(
+    Markdown(
+        f"Rescaled to {content[0]} × {content[1]} pixels, and padded with zeros to {padded}. Its objects: {sizes}."
+    )
+)
 
 # %% [markdown]
 # ## Symbols
@@ -243,8 +247,8 @@ tail = "the object holds together better on $P_2$" if share["P2"] > share["C2"] 
 display(
     Markdown(
         f"Take as many of the most similar cells as the {names[-1]} covers. On $C_2$, {share['C2']:.0%} of them lie on "
-        f"it, on $P_2$, with the same grid, {share['P2']:.0%}; of cells drawn blindly, {covered:.0%}. $C_2$ sees edges, "
-        f"textures and colours; {tail}. One image shows it; the next cells measure it."
+        f"it, on $P_2$, with the same grid, {share['P2']:.0%}; of cells drawn blindly, {covered:.0%}. $C_2$ sees "
+        f"edges, textures and colours; {tail}. One image shows it; the next cells measure it."
     )
 )
 
@@ -294,7 +298,9 @@ text = (
     f"$P_2$ has the grid of $C_2$, yet orders {separated['P2']:.0%} of the pairs rightly, against {separated['C2']:.0%}"
 )
 cut = f"With its own two layers but nothing from above (*cut off*) it reaches {separated['P2, cut off']:.0%}"
-display(Markdown(f"{text}. {cut}: the rest comes down the pyramid. (Those layers were trained with the sum, not without.)"))
+display(
+    Markdown(f"{text}. {cut}: the rest comes down the pyramid. (Those layers were trained with the sum, not without.)")
+)
 
 # %% [markdown]
 # ### How much of the network is this, and why is it frozen?
@@ -991,9 +997,10 @@ shares = [counts["positive"] / (counts["positive"] + counts["negative"]) for cou
 drawn = chosen[labels.flatten()[chosen] == NEGATIVE] % len(anchors)
 display(
     Markdown(
-        f"1:1 is the aim. Before, there were {before['negative'] / before['positive']:,.0f} negatives for each positive; "
-        f"now there are {after['negative'] / after['positive']:.0f}. {after['positive']} of {before['positive']} positives "
-        f"are in, {shares[1]:.0%} of the minibatch: of all anchors with a label that count they were {shares[0]:.2%}. "
+        f"1:1 is the aim. Before, there were {before['negative'] / before['positive']:,.0f} negatives for each "
+        f"positive; now there are {after['negative'] / after['positive']:.0f}. {after['positive']} of "
+        f"{before['positive']} positives are in, {shares[1]:.0%} of the minibatch: of all positives and "
+        f"negatives they were {shares[0]:.2%}. "
         f"Sampling lifts their share {shares[1] / shares[0]:.0f}-fold, but cannot invent them. "
         f"{(level_of[drawn] == 0).float().mean():.0%} of the negatives are of P2, hence the small boxes. They may lie "
         "on an object: a small anchor in a large object overlaps it by far less than 0.3."
@@ -1017,7 +1024,11 @@ for labels, objects in zip(*assigned[config.profile], strict=True):
     have.append(owner.bincount(minlength=len(objects)))
 have = torch.cat(have)
 total = {"objects": len(have), "without an anchor": int((have == 0).sum()), "with one": int((have == 1).sum())}
-total |= {"positive anchors": len(fits), "of IoU up to 0.7": int(weak.sum()), "of IoU below 0.5": int((fits < 0.5).sum())}
+total |= {
+    "positive anchors": len(fits),
+    "of IoU up to 0.7": int(weak.sum()),
+    "of IoU below 0.5": int((fits < 0.5).sum()),
+}
 assert total["without an anchor"] < 0.1 * total["objects"] and have.sum() == len(fits)
 display(report.markdown([total]))
 scales = boxes.area(truth).sqrt()
@@ -1030,10 +1041,12 @@ if few["the largest third"] > few["the smallest third"]:
     text += ". Large objects get few: their anchors stand on coarse grids, and most of them were removed"
 display(
     Markdown(
-        f"{total['without an anchor']} of {len(have)} objects are lost. {int(weak.sum())} of {len(fits)} positive anchors "
-        f"are weak (IoU up to 0.7); {total['of IoU below 0.5']} do not even reach 0.5. Objects with one anchor at most: {text}."
+        f"{total['without an anchor']} of {len(have)} objects are lost. {int(weak.sum())} of {len(fits)} positive "
+        f"anchors are weak (IoU up to 0.7); {total['of IoU below 0.5']} do not even reach 0.5. Objects with one anchor "
+        f"at most: {text}."
     )
 )
+
 # %% [markdown]
 # ## Figures exported
 #
