@@ -79,7 +79,7 @@ class Run:
         self.history, self.due, self.tells = list[dict](), time.monotonic() + SAVE_SECONDS, True
         self.place: dict[str, Any] = {"step": 0, "sums": {}, "seconds": 0.0, "saves": 0}
         images = f"{self.epochs} epochs of {len(train)} images in batches of {self.batch_size}"
-        size = f"{self.epochs * self.steps} steps, {sum(p.numel() for p in learning) / 1e6:.1f} M parameters learn"
+        size = f"{self.epochs * self.steps} steps, {sum(p.numel() for p in learning):,} parameters learn"
         self.accelerator.print(f"{name}: {images} on {processes} x {device.type}: {size}")
 
     def train(self, restart: bool = False, go_on: bool = False) -> list[dict]:
