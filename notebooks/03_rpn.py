@@ -154,7 +154,9 @@ pixels = x[:1].clone().requires_grad_()
 nine = model.features(pixels)[level][0, :, row - 1 : row + 2, column - 1 : column + 2]
 nine.square().sum().backward()
 pull = pixels.grad[0].abs().sum(0)[: content[0], : content[1]]
-first = 3 * (sum(sy * sx for sy, sx in grids[:level]) + row * grids[level][1] + column)  # order: level, row, column, ratio
+first = 3 * (
+    sum(sy * sx for sy, sx in grids[:level]) + row * grids[level][1] + column
+)  # order: level, row, column, ratio
 cells = torch.tensor([(u, v, u + 1, v + 1) for v in range(row - 1, row + 2) for u in range(column - 1, column + 2)])
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.1))
 draw.image(axes[0], seen.pictures[0])
@@ -482,7 +484,11 @@ counts = {"as printed": by_level(printed.rpn), "mended": by_level(config.rpn)}
 assert my_letter == ("c" if counts["as printed"][1, 4] < 1 else "b" if counts["as printed"][1, 4] < M / 20 else "a")
 rows = [
     {"level": name, "anchors": int((level_of == n).sum()), "crossing": f"{share:.0%}"}
-    | {f"{what}, {how}": f"{c[r, n]:.1f}" for how, c in counts.items() for r, what in enumerate(("positives", "negatives"))}
+    | {
+        f"{what}, {how}": f"{c[r, n]:.1f}"
+        for how, c in counts.items()
+        for r, what in enumerate(("positives", "negatives"))
+    }
     for n, name in enumerate(LEVELS)
     for share in [(~boxes.inside(anchors[level_of == n], *content)).float().mean()]
 ]
@@ -683,15 +689,18 @@ fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.8, label="objectness of a c
 _ = save_figure(fig, "03_objectness")
 plt.show()
 own = " and ".join(LEVELS[n] for n in level_of[labels_of[0] == POSITIVE].unique())
-lit = {how: [int((v > 0.5).sum()) for v in objectness(z, 0)] for how, z in (("row", printed_logits), ("mended", logits))}
-closest = ", ".join(f"{overlap[level_of == n].max():.2f}" for n in range(5))
-change = sum(lit["mended"]) - sum(lit["row"])
+lit = [[int((v > 0.5).sum()) for v in objectness(z, 0)] for z in (printed_logits, logits)]
+nearest = [float(overlap[level_of == n].max()) for n in range(5)]
+closest, too_far = ", ".join(f"{v:.2f}" for v in nearest), [LEVELS[n] for n in range(5) if nearest[n] < 0.3]
+change = sum(lit[1]) - sum(lit[0])
 Markdown(
     f"The positive anchors lie on {own}. From P2 to P6 the best anchor's IoU with an object is {closest}. Between 0.3 "
     "and 0.7 an anchor is ignored: nothing teaches it a no, and it may light up as brightly as a positive one. "
-    f"Cells above ½: as printed {', '.join(map(str, lit['row']))}, mended {', '.join(map(str, lit['mended']))}; the mend "
-    + ("puts some out." if change < 0 else "puts none out." if change == 0 else "lights more.")
-    + " A cell of P2 is 4 pixels wide, one of P6 64: hence the coarse blocks on the right."
+    + bool(too_far)
+    * f"On {' and '.join(too_far)} all anchors are negatives: what lights up there is a false alarm. "
+    f"Cells above ½, from P2 to P6: as printed {lit[0]}, mended {lit[1]}; the "
+    f"mend {'puts some out' if change < 0 else 'puts none out' if change == 0 else 'lights more'}. "
+    "A cell of P2 is 4 pixels wide, one of P6 64: hence the coarse blocks on the right."
 )
 
 # %% [markdown]
@@ -752,7 +761,10 @@ else:
         else "They say it nearly everywhere: the no of the lower levels does not carry over."
     )
 fewer = alarms["as printed"] - alarms["mended"]
-for sign, what in ((1, "fall most"), (-1, "rise most, for it gets fewer of the negatives" if fewer.argmin() == 0 else "rise most")):
+for sign, what in (
+    (1, "fall most"),
+    (-1, "rise most, for it gets fewer of the negatives" if fewer.argmin() == 0 else "rise most"),
+):
     if (n := int((sign * fewer).argmax())) >= 0 and sign * fewer[n] > 0:
         effect += f" On {LEVELS[n]} the false alarms {what}: {alarms['as printed'][n]} to {alarms['mended'][n]}."
 Markdown(
@@ -832,13 +844,14 @@ for name, training, how in (*modes, ("testing: clipped", False, config.rpn)):
     steps.append({"mode": name} | counts)
 display(report.markdown(steps))
 thin = steps[2]["top K"] - steps[2]["not too thin"]
+K, N = config.rpn.test.pre_nms, config.rpn.test.post_nms
 Markdown(
-    f"Clipping leaves {thin} of the $K$ without width or height: boxes that lay wholly beyond the image. Removing throws "
-    "such boxes away before the $K$ are chosen. "
-    + "The last two rows are equal, for" * (same := config.rpn.train == config.rpn.test)
-    + "The last two rows may differ, for" * (not same)
-    + f" $K$ and $N$ are {config.rpn.train.pre_nms:,} and {config.rpn.train.post_nms:,} in training, "
-    f"{config.rpn.test.pre_nms:,} and {config.rpn.test.post_nms:,} in testing."
+    f"Clipping leaves {thin} of the $K$ without width or height: boxes wholly in the padding beyond the image. Removing "
+    "throws such boxes away before the $K$ are chosen. "
+    + "The last two rows are equal. "
+    * (config.rpn.train == config.rpn.test)
+    + f"Training has $K$ = {config.rpn.train.pre_nms:,} and $N$ = {config.rpn.train.post_nms:,}, testing {K:,} and "
+    f"{N:,}."
 )
 
 # %% [markdown]
@@ -953,7 +966,7 @@ ten = {how: average_recall(c[:, NS.index(10)]) for how, c in covered.items()}
 difference = ten["mended"] - ten["as printed"]
 Markdown(
     f"{astray['as printed']} of the {drawn_boxes['as printed']} boxes above and {astray['mended']} of the "
-    f"{drawn_boxes['mended']} below stand on no object (IoU below 0.1 with all): something else in the picture drew them. "
+    f"{drawn_boxes['mended']} below stand on no object (IoU below 0.1 with all): something else drew them. "
     + ("Otherwise the rows look much alike. " if abs(difference) < 0.05 else "The rows differ. ")
     + f"The first ten proposals reach an AR of {ten['as printed']:.3f} as printed, {ten['mended']:.3f} mended, on "
     f"{len(covered['mended'])} objects: a difference of {difference:+.3f}, which may be chance. README's table over "
@@ -969,7 +982,6 @@ Markdown(
 
 # %% cellView="form"
 # @title What this cell draws: recall against N, and what NMS leaves of K boxes
-K, N = config.rpn.test.pre_nms, config.rpn.test.post_nms
 KS = [max(1, K // 4), K, 4 * K]
 every = {(k, removed): list(proposed(model.rpn, k, removed)) for k in KS for removed in (False, True)}
 covered = {key: torch.cat([coverage(*pair) for pair in pairs]) for key, pairs in every.items()}
@@ -982,7 +994,7 @@ at_N = NS.index(max(n for n in NS if n <= N))
 shown = [n for n in NS if n <= max(N, *(left[K, removed] for removed in (False, True)))]  # more are not there
 fig, axes = plt.subplots(1, 2, figsize=(12, 3.6))
 for threshold, colour in zip((0.5, 0.7, 0.8, 0.9), [draw.LINES[c] for c in (0, 2, 3, 4)], strict=True):
-    for removed, style in ((False, "-"), (True, "--")):
+    for removed, style in ((False, "-"), (True, "--")):  # broad and thin: both are seen where they agree
         share = (covered[K, removed] >= threshold).float().mean(0)
         wide = {"lw": 1.3} if removed else {"lw": 4, "alpha": 0.4, "label": f"IoU ≥ {threshold}"}
         axes[0].plot(shown, share[: len(shown)], style, color=colour, **wide)
@@ -1001,11 +1013,13 @@ _ = save_figure(fig, "03_recall")
 plt.show()
 at = {t: (covered[K, False] >= t).float().mean(0)[[NS.index(1), at_N]].tolist() for t in (0.5, 0.9)}
 ahead = ((covered[K, True] >= 0.8).sum(0) - (covered[K, False] >= 0.8).sum(0))[: len(shown)].max()
-queue = f"At 0.8 removing is ahead by up to {ahead} of {len(covered[K, True])} objects: crossing boxes leave the queue. "
+queue = f"At 0.8 removing is ahead by up to {ahead} of {len(covered[K, True])} objects: crossing boxes left the queue. "
 Markdown(
-    f"A threshold of 0.5 is soon met: the best proposal alone finds {at[0.5][0]:.0%} of the objects, {NS[at_N]} find "
-    f"{at[0.5][1]:.0%}. At 0.9 it is {at[0.9][0]:.0%} and {at[0.9][1]:.0%}: more proposals do not make tighter ones. "
-    f"{queue * bool(ahead > 0)}Right: NMS leaves {left[K, False] / K:.0%} of the {K} boxes ({left[K, True] / K:.0%})."
+    f"At IoU 0.5 the best proposal alone finds {at[0.5][0]:.0%} of the objects, {NS[at_N]} find {at[0.5][1]:.0%}; at "
+    f"0.9 it is {at[0.9][0]:.0%} and {at[0.9][1]:.0%}"
+    + (": more proposals do not make tighter ones. " if at[0.9][1] - at[0.9][0] < 0.05 else ". ")
+    + f"{queue * bool(ahead > 0)}Right: NMS leaves {left[K, False] / K:.0%} of {K}, or {left[K, True] / K:.0%} "
+    "where crossing boxes are removed."
 )
 
 # %% [markdown]
@@ -1038,7 +1052,8 @@ closest = torch.stack(
 )
 at_edge = (closest[:, :2] == 0).any(1) | (closest[:, 2] == content[1]) | (closest[:, 3] == content[0])
 text = (
-    f"- Of the three $K$ tried the smallest that is enough is **{enough_K}**; **N = {enough}**. The `{config.profile}` profile's K = {K} and N = {N} reach "
+    f"- Of the three $K$ tried the smallest that is enough is **{enough_K}**; **N = {enough}**. "
+    f"The `{config.profile}` profile's K = {K} and N = {N} reach "
     f"{clipped['AR'] / curve[-1]:.1%} of the best AR.\n"
     "- Removing crossing boxes, as the sheet prints for training, changes the objects found at 0.7 from "
     f"{found[False]} to {found[True]} of {len(objects)}{', which may be chance' * (abs(found[True] - found[False]) < 5)}"
@@ -1054,7 +1069,7 @@ Markdown(f"{text}.")
 
 # %% [markdown]
 # §4.6 asks for about 1000 proposals in training: the `course` profile's $N$, for 800 × 1066 pixels. The `demo` profile's images have
-# a seventeenth of the pixels and one or two objects each, and each proposal costs the box head time. The config's $N$ need not be the
+# a twentieth of the pixels and one or two objects each, and each proposal costs the box head time. The config's $N$ need not be the
 # rule's: the box head learns from several boxes of each object; but many more would only show it more background.
 
 # %% [markdown]
@@ -1082,7 +1097,7 @@ nearest = torch.cat([pad(boxes.iou_matrix(p, t), (0, 1)).amax(1) for p, t in ten
 Markdown(
     f"Right: {int(tight.sum())} of the {len(tight)} objects have among the ten a box at IoU 0.7 or more. Wrong: "
     f"{int((nearest < 0.5).sum())} of the {len(nearest)} boxes overlap no object by half: they hold a part of one, too "
-    f"much around it, or ({int((nearest < 0.1).sum())} of them) no object at all. The box head will have to say no to these."
+    f"much around it, or ({int((nearest < 0.1).sum())} of them) no object at all. The box head must say no."
 )
 
 # %% [markdown]
@@ -1149,10 +1164,9 @@ edge = [f"{int((best[g] >= 0.8).sum())} of {int(g.sum())} {name}" for name, g in
 Markdown(
     f"{int((best >= 0.5).sum())} of {len(best)} objects have a proposal at IoU 0.5. The mean IoU of an object with its "
     f"best proposal is **{best.mean():.2f}**: the box head starts from there. "
-    + (f"More than two standard errors from the rest: {', '.join(sure)}" if sure else "No group is surely worse or better")
-    + f" (of {len(gaps)} groups; one in twenty is so by chance). "
-    + f"A box at IoU 0.8 have {' and '.join(edge)}. Of the worst "
-    f"{len(worst)}, {int(beside[worst].sum())} overlap another object's box, of all objects {beside.float().mean():.0%}."
+    f"Of {len(gaps)} groups differ from the rest by more than two standard errors, as one in twenty would by chance: "
+    f"{', '.join(sure) or 'none'}. A box at IoU 0.8 is there for {' and '.join(edge)}. Of these {len(worst)}, "
+    f"{int(beside[worst].sum())} overlap another object's box, of all objects {beside.float().mean():.0%}."
 )
 
 # %% [markdown]
