@@ -703,6 +703,7 @@ Markdown(
     "A cell of P2 is 4 pixels wide, one of P6 64: hence the coarse blocks on the right."
 )
 
+
 # %% [markdown]
 # Now all validation images. `over_val` gives each batch's outputs; the table and the recall below come from it.
 
