@@ -543,8 +543,8 @@ fullest = max((n for n in share if share[n]), key=lambda n: sum(share[n]) / len(
 mean = f"{sum(areas) / max(len(areas), 1):.0%}"
 Markdown(
     f"{on_object:.1f} boxes an image lie on an object{', most of them near copies' if final < on_object / 2 else ''}; "
-    f"with K′ = {limits.pre_nms} and N′ = {limits.post_nms} NMS leaves {final:.1f}, {final / max(real, 1e-6):.1f} for each "
-    f"of an image's objects.{' About 100 would take far more objects.' if final < 50 else ''} "
+    f"with K′ = {limits.pre_nms} and N′ = {limits.post_nms} NMS leaves {final:.1f} an image, "
+    f"{final / max(real, 1e-6):.1f} an object.{' About 100 would take far more objects.' if final < 50 else ''} "
     f"Each box teaches 784 cells. On average {mean} of a target is 1"
     + (f", most for the class {CLASS_NAMES[fullest]}: its objects fill their boxes best." if fullest else ".")
 )
@@ -1028,7 +1028,7 @@ Markdown(
     f"The grid costs {lost['grid']:.3f}, the box {lost['box']:.3f}, the head itself {lost['head']:.3f}. "
     f"There is more to win in the {'head' if lost['head'] > lost['grid'] else 'grid'} than in the "
     f"{'grid' if lost['head'] > lost['grid'] else 'head'}; and part of the grid's share is the rounding, which graded "
-    "probabilities can win back. Boxes with an IoU under one half are not counted, so the box's share is small by choice."
+    f"probabilities can win back. {objects - len(found) or 'No'} objects were left out for want of a box."
     if found
     else "No object was found, so there is nothing to take apart."
 )
@@ -1121,7 +1121,7 @@ traits = [words for name, pick, words in extremes if worst and worst[name] == pi
 Markdown(
     f"Of the {len(bad)} worst, {by_box or 'none'} lost more by the box than by the head; the boxes of {shared or 'none'} "
     f"overlap another object's, as do those of {int(crowded.sum())} of all {len(found)}. "
-    + (f"The worst class, of {worst['found']} found, is {worst['class']}" if worst else "")
+    + (f"The worst class is {worst['class']}, of which {worst['found']} were found" if worst else "")
     + (f"; it {' and '.join(traits)}. " if traits else ". " if worst else "")
     + "In the table, thin is the mean share of pixels near the outline."
 )
@@ -1384,7 +1384,7 @@ for ax, n in zip(axes.flat, [i, *(n for n in range(len(val)) if n != i)], strict
     for box, label, score in zip(r["boxes"], r["labels"], r["scores"], strict=True):
         if score >= 0.5:
             shown += 1
-            if iou_matrix(box[None], t["boxes"]).max() < 0.5:
+            if not (iou_matrix(box[None], t["boxes"]) >= 0.5).any():
                 astray.append(f"{CLASS_NAMES[label]} {score:.2f}")
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
@@ -1395,8 +1395,8 @@ scores = evaluate_model(model, val, "maskhead")
 box_ap, mask_ap = (scores[kind]["AP"] or 0.0 for kind in ("box", "mask"))
 display(
     Markdown(
-        f"Of {shown} detections, {len(astray) or 'none'} have no object under them (an IoU of one half with none)"
-        + (f": {', '.join(astray)}. A mask is made of these all the same. " if astray else ". ")
+        f"Of {shown} detections, {len(astray) or 'none'} fit no object (a box IoU under one half with each)"
+        + (f": {', '.join(astray)}. The mask head gives them a mask all the same. " if astray else ". ")
         + f"On all {len(val)} images of the val split the AP, the measure of notebook 6, is {box_ap:.3f} for boxes and "
         f"{mask_ap:.3f} for masks."
     )
