@@ -145,6 +145,7 @@ plt.show()
 
 width, height = (truth["boxes"][:, 2:] - truth["boxes"][:, :2]).mT
 near = iou_matrix(truth["boxes"], given["boxes"].cpu()).amax(dim=1).tolist() if len(given["boxes"]) else []
+near = " and ".join(f"{v:.2f}" for v in near)
 Markdown(
     "Each true box is stretched to a square, "
     + " and ".join(
@@ -152,7 +153,7 @@ Markdown(
         for n, w, h in zip(truth["labels"], width.tolist(), height.tolist(), strict=True)
     )
     + ". "
-    + (f"The boxes we are given are near these, with an IoU of {' and '.join(f'{v:.2f}' for v in near)}. " if near else "")
+    + (f"The boxes we are given are near these, with an IoU of {near}. " if near else "")
     + "Where a second object reaches into a box, its pixels are background there."
 )
 
