@@ -87,6 +87,7 @@ from lib.machine.folders import paths
 from lib.notebook import diagrams, draw, report
 from lib.notebook.teach import as_seen, followed, show
 from lib.roi_align import roi_align
+from lib.scores.evaluate import evaluate_model
 from lib.training import stages
 from lib.training.checkpoint import load_model
 from lib.training.history import read_history
@@ -98,12 +99,12 @@ def crop(ax, box):
     ax.set(xlim=box[[0, 2]].tolist(), ylim=box[[3, 1]].tolist(), aspect="auto", box_aspect=1)
 
 
-def grid(ax, values, title, shift=0.5):
-    """Numbers between 0 and 1 in their cells."""
+def grid(ax, values, title, shift=(0.5, 0.5)):
+    """Numbers between 0 and 1 in their cells, as far to the right and down."""
     draw.heatmap(ax, values).set_title(title, fontsize=10)
     for (y, x), value in zip(torch.cartesian_prod(*map(torch.arange, values.shape)), values.flatten(), strict=True):
         colour = "black" if value > 0.6 else "white"
-        ax.text(x + shift, y + shift, f"{float(value):.4g}", ha="center", va="center", color=colour)
+        ax.text(x + shift[0], y + shift[1], f"{float(value):.4g}", ha="center", va="center", color=colour)
 
 
 CLASS_NAMES = config.class_names  # by label; 0 is background
@@ -143,13 +144,17 @@ _ = save_figure(fig, "05_followed")
 plt.show()
 
 width, height = (truth["boxes"][:, 2:] - truth["boxes"][:, :2]).mT
+near = iou_matrix(truth["boxes"], given["boxes"].cpu()).amax(dim=1).tolist() if len(given["boxes"]) else []
+near = " and ".join(f"{v:.2f}" for v in near)
 Markdown(
-    "Each box is stretched to a square, "
+    "Each true box is stretched to a square, "
     + " and ".join(
         f"the {CLASS_NAMES[n]}'s {w:.0f} × {h:.0f} pixels to cells of {w / 28:.1f} × {h / 28:.1f}"
         for n, w, h in zip(truth["labels"], width.tolist(), height.tolist(), strict=True)
     )
-    + ". Where a second object reaches into a box, its pixels are background there."
+    + ". "
+    + (f"The boxes we are given are near these, with an IoU of {near}. " if near else "")
+    + "Where a second object reaches into a box, its pixels are background there."
 )
 
 # %% [markdown]
@@ -160,9 +165,10 @@ Markdown(
 # | $D$ | boxes that train the mask head, or detections |
 # | $K'$, $N'$ | an image's boxes before and after NMS (§6.5) |
 # | $C$, $F$ | classes of objects; channels of a feature map |
+# | $X$, $b$, $T$ | the feature map of a box's level; the box; an object's true mask, 0 or 1 at each pixel |
 # | $P$, $m$ | cells along a side of a pooled region, 14, and of a mask, 28 |
 # | $z_{cij}$, $\hat y_{cij}$ | logit of class $c$ at cell $(i, j)$, and its probability $\sigma(z_{cij})$ |
-# | $y_{ij}$ | target, 0 or 1 |
+# | $y_{ij}$ | target, 0 or 1; $[\,\cdot\,]$ is 1 where what it holds is true, else 0 |
 #
 # Boxes are `xyxy` in pixels; pixel $i$ covers $[i, i + 1)$, so its centre is at $i + \frac12$.
 
@@ -173,9 +179,11 @@ Markdown(
 # for every place. So the head of [Mask R-CNN](https://arxiv.org/abs/1703.06870) is convolutional from end to end: a grid goes in and a grid
 # comes out, and cell $(i, j)$ of both shows the same place of the box $b$.
 #
-# $$\hat y = \sigma\big(f(\mathrm{RoIAlign}_{14}(P_k, b))\big) \in [0, 1]^{C \times 28 \times 28}$$
+# With $f$ for the six layers,
 #
-# Of the $C$ masks only one is read: that of the class which the box head has chosen.
+# $$\hat y = \sigma\big(f(\mathrm{RoIAlign}_{14}(X, b))\big) \in [0, 1]^{C \times 28 \times 28}$$
+#
+# Of the $C$ masks only one is read: in training that of the object's class; in testing, where nobody knows it, that of the class which the box head has chosen.
 
 # %%
 fig = diagrams.mask_head(config)
@@ -183,7 +191,8 @@ _ = save_figure(fig, "05_mask_head")
 fig
 
 # %% [markdown]
-# Pooled to 14 × 14, not 7 × 7: a class can be told from a coarse view, an outline cannot.
+# Pooled to 14 × 14, not 7 × 7: a class can be told from a coarse view, an outline cannot. Not at once to 28 × 28: the 3 × 3 convolutions would cost four times as
+# much. What 28 cells are good for is measured below.
 
 # %% [markdown]
 # ## The network (§7.2)
@@ -222,7 +231,7 @@ Markdown(
 
 # %% [markdown]
 # What does a cell of the mask know of its surroundings? Each 3 × 3 convolution looks one cell further to both sides, so four of them see $1 + 4 \cdot 2 = 9$ columns
-# of the 14. With all weights positive, whatever has a say has a gradient:
+# of the 14. With all weights positive, whatever has a say in the mask's cell (14, 14) has a gradient:
 
 # %%
 positive = copy.deepcopy(head)
@@ -235,7 +244,7 @@ print("".join("■" if s else "□" for s in say.tolist()))
 assert int(say.sum()) == 9
 
 # %% [markdown]
-# More than half of the box: a leg can be told from a post by what it hangs on.
+# Nine of the 14 columns and rows: a leg can be told from a post by what it hangs on.
 
 # %% [markdown]
 # ### Deconvolution by hand
@@ -349,7 +358,7 @@ assert {("vehicle", "person", "animal")[n - 1] for n in chosen["labels"]} == {c_
 # %% [markdown]
 # ### On the image we follow
 #
-# The frozen parts in the order in which the stage runs them, for that image and a few more:
+# The frozen parts (backbone with its pyramid, RPN, box head) in the order in which the stage runs them, for that image and a few more:
 
 # %%
 @torch.no_grad()
@@ -389,10 +398,10 @@ Markdown(
 # %% [markdown]
 # ## The target (§7.3)
 #
-# The target is the part of the object's mask inside the box, on $m \times m$ cells. Cutting along whole pixels would shift the outline by up to
+# The target is the part of the object's mask $T$ inside the box, on $m \times m$ cells. Cutting along whole pixels would shift the outline by up to
 # half a pixel; so RoIAlign (notebook 4) reads the mask as it reads the features: 2 × 2 points a cell, each bilinear, then their mean.
 #
-# $$y_{ij} = \big[\,\mathrm{RoIAlign}_m(M, b)_{ij} \ge \tfrac12\,\big]$$
+# $$y_{ij} = \big[\,\mathrm{RoIAlign}_m(T, b)_{ij} \ge \tfrac12\,\big]$$
 
 # %% [markdown]
 # A mask of 4 × 4 pixels, the box around all of it, $m = 2$: the 16 points fall on the centres of pixels, so that a cell's mean is the share of its pixels that are
@@ -416,7 +425,7 @@ def draw_target(box, means, shift):
     grid(axes[2], (means >= 0.5).float(), "target: at least one half")
 
 
-draw_target([0.0, 0, 4, 4], shares, 0.8)
+draw_target([0.0, 0, 4, 4], shares, (0.8, 0.8))
 
 # %% [markdown]
 # Now the box $(0.5, 0, 2.5, 2)$: cells of one pixel, half a pixel out of step. Its lower right cell has its points at $x = 1.75$ and $2.25$, between
@@ -452,7 +461,7 @@ def naive_cells(mask, box, m):
 assert_close(naive_cells(small.tolist(), (0, 0, 4, 4), 2), shares)
 shifted = naive_cells(small.tolist(), (0.5, 0, 2.5, 2), 2)
 assert (shifted >= 0.5).int().tolist() == shifted_target
-draw_target([0.5, 0, 2.5, 2], shifted, 0.5)
+draw_target([0.5, 0, 2.5, 2], shifted, (0.25, 0.5))
 
 # %% [markdown]
 # The lower left cell is half on, yet stays 0: its points also feel the row above.
@@ -482,9 +491,9 @@ for column, (n, k) in zip(axes.T, places, strict=False):
     box, matched = (seen.chosen[n][key][k].cpu() for key in ("boxes", "matched"))
     mask = seen.targets[n]["masks"].cpu()[matched][None]
     y = maskhead.mask_targets(box[None], first, mask)[0]
-    draw.masks(draw.image(column[0], seen.pictures[n]), mask, kind="truth", alpha=0.2)
-    steps = (torch.arange(28) + 0.5) / 28
-    column[0].contour(*(box[e] + steps * (box[e + 2] - box[e]) for e in (0, 1)), y, [0.5], colors="white")
+    steps, view = (torch.arange(28) + 0.5) / 28, draw.image(column[0], seen.pictures[n])
+    view.contour(*(box[e] + steps * (box[e + 2] - box[e]) for e in (0, 1)), y, [0.5], colors="white", linewidths=3)
+    draw.masks(view, mask, kind="truth", alpha=0.2)
     crop(column[0], box)
     column[0].set_title(CLASS_NAMES[seen.chosen[n]["labels"][k]], fontsize=10)
     draw.heatmap(column[1], y)
@@ -497,28 +506,27 @@ fig.suptitle(
 _ = save_figure(fig, "05_targets")
 
 # %% [markdown]
-# Both outlines coincide up to a cell's size. Where a box cuts an object, so is its target cut: a mask cannot reach out of its box. And another object in the box
-# is background.
+# Both outlines coincide up to a cell's size. Where a box cuts an object, so is its target cut: a mask cannot reach out of its box.
 
 # %% [markdown]
-# The sheet aims at about 100 boxes an image to learn from. What is left of the proposals after each rule, on images of the train split?
+# The sheet aims at about 100 boxes an image, so that each step has much to learn from. What is left of the proposals, on images of the train split?
 
 # %% cellView="form"
 # @title What this cell draws: boxes after each rule, and how full their targets are
-left, share, counted = torch.zeros(3), {n: [] for n in range(1, len(CLASS_NAMES))}, min(48, len(train))
+left, share, counted = torch.zeros(4), {n: [] for n in range(1, len(CLASS_NAMES))}, min(48, len(train))
 for start in range(0, counted, 8):
     s = boxes_that_train(train, range(start, min(start + 8, counted)))
     made = boxhead._best_class(*s.outputs, s.proposals)  # a box for each proposal, of its best class
     for (boxes, *_), target, kept in zip(made, s.targets, s.chosen, strict=True):
         on_object = (iou_matrix(boxes, target["boxes"]) > boxhead.MASK_POSITIVE_IOU).any(dim=1).sum()
-        left += torch.tensor([len(boxes), int(on_object), len(kept["boxes"])])
+        left += torch.tensor([len(boxes), int(on_object), len(kept["boxes"]), len(target["boxes"])])
         y = maskhead.mask_targets(kept["boxes"], kept["matched"], target["masks"])
         for label, area in zip(kept["labels"].tolist(), y.mean(dim=(1, 2)).tolist(), strict=True):
             share[label].append(area)
 
 steps = ["proposals", "on an object", "after NMS: these train"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 2.8), layout="constrained")
-bars = axes[0].barh(steps[::-1], (left / counted).flip(0).tolist(), color=draw.COLOURS["positive"])
+bars = axes[0].barh(steps[::-1], (left[:3] / counted).flip(0).tolist(), color=draw.COLOURS["positive"])
 axes[0].bar_label(bars, fmt="%.1f", padding=3)
 axes[0].set(xlabel="boxes an image (mean)", xlim=(0, 1.2 * float(left[0]) / counted + 1))
 for n in draw.most_frequent([n for n, areas in share.items() for _ in areas]):
@@ -529,24 +537,26 @@ axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=
 _ = save_figure(fig, "05_targets_counted")
 plt.show()
 
-_, on_object, final = (left / counted).tolist()
+_, on_object, final, real = (left / counted).tolist()
+limits = config.boxhead.train
 areas = [area for of_class in share.values() for area in of_class]
 fullest = max((n for n in share if share[n]), key=lambda n: sum(share[n]) / len(share[n]), default=0)
 mean = f"{sum(areas) / max(len(areas), 1):.0%}"
 Markdown(
     f"{on_object:.1f} boxes an image lie on an object{', most of them near copies' if final < on_object / 2 else ''}; "
-    f"NMS leaves {final:.1f}. "
-    f"Each teaches 784 cells. On average {mean} of a target is 1"
+    f"with K′ = {limits.pre_nms} and N′ = {limits.post_nms} NMS leaves {final:.1f} an image, "
+    f"{final / max(real, 1e-6):.1f} an object.{' About 100 would take far more objects.' if final < 50 else ''} "
+    f"Each box teaches 784 cells. On average {mean} of a target is 1"
     + (f", most for the class {CLASS_NAMES[fullest]}: its objects fill their boxes best." if fullest else ".")
 )
 
 # %% [markdown]
 # ## Pasting (§7.5)
 #
-# The way back: each pixel's probability is read bilinearly from the mask. Along one axis, a box from $a$ to $b$ holds $m$ cells. The centre of pixel $p$
+# The way back: each pixel's probability is read bilinearly from the mask. Along one axis, a box from $x_1$ to $x_2$ holds $m$ cells. The centre of pixel $p$
 # lies, in cells from the centre of cell 0, at
 #
-# $$q_p = \frac{p + \frac12 - a}{b - a}\, m - \frac12, \qquad \text{and cell } k \text{ weighs } \; w_{pk} = \max(0,\; 1 - |q_p - k|).$$
+# $$q_p = \frac{p + \frac12 - x_1}{x_2 - x_1}\, m - \frac12, \qquad \text{and cell } k \text{ weighs } \; w_{pk} = \max(0,\; 1 - |q_p - k|).$$
 #
 # A cell's weight at a pixel is its weight along $y$ times that along $x$. So all pixels at once are two matrix products, $V \hat Y W^\top$, with $V = (w_{pk})$
 # of the rows and $W$ of the columns.
@@ -589,6 +599,7 @@ grid(axes[2], (V @ Y @ V.T >= 0.5).float(), "at least 0.5")
 # ### The part: `lib.maskhead.paste_masks`
 #
 # All masks at once, as two batched products. Outside its box the weights add up to less than one half, so at a threshold of 0.5 nothing need be cut off.
+# Inside, they fall from 1, half a cell from the box's edge, to one half at it: there a sure mask loses its corners, an unsure one a strip.
 
 # %%
 show(maskhead.paste_masks, maskhead._interpolation)
@@ -600,8 +611,9 @@ for corners in ((0.0, 0, 4, 4), (1.3, 0.2, 7.9, 5.5), (-2, 1, 6, 9)):  # the las
 # %% [markdown]
 # ## How good can it get?
 #
-# No network here can do better than answer with the target itself. Pasted back into the image, the target is not quite the mask: its IoU with the
-# true mask is the **ceiling**. **Predict**: of two objects of the same shape, one large and one small, whose outline is further off, in pixels? (And whose IoU is lower?)
+# The best answer to the loss is the target itself. Pasted back into the image it is not quite the mask: its IoU with the true mask we call the **ceiling** of the
+# 0/1 target. (No bound for a network: graded probabilities can place an outline *inside* a cell.) **Predict**: of two objects of the same shape, one large and one
+# small, whose outline is further off, in pixels?
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -610,10 +622,11 @@ further_off = "large"  # or "small"
 ### END SOLUTION
 
 # %% [markdown]
-# For objects of the train split, with 14, 28 and 56 cells. How far an outline is off: wrong pixels for each pixel of the true outline.
+# For objects of the train split, with 14, 28 and 56 cells; and with 28 if the means are not rounded to 0 and 1. How far an outline is off: wrong pixels for each
+# pixel of the true outline.
 
 # %%
-SIDES, sizes = (14, 28, 56), []
+SIDES, sizes, unrounded = (14, 28, 56), [], []
 ceilings, offs = {m: [] for m in SIDES}, {m: [] for m in SIDES}
 for n in range(min(80, len(train))):
     _, t = train[n]
@@ -625,6 +638,9 @@ for n in range(min(80, len(train))):
         back = maskhead.paste_masks(ideal, corners, true.shape[1:]).bool()
         ceilings[m] += ((back & true).sum((1, 2)) / (back | true).sum((1, 2)).clamp(min=1)).tolist()
         offs[m] += ((back ^ true).sum((1, 2)) / around).tolist()
+    means = roi_align(t["masks"][:, None].float(), corners, torch.arange(len(corners)), 28)[:, 0]
+    back = maskhead.paste_masks(means, corners, true.shape[1:]).bool()
+    unrounded += ((back & true).sum((1, 2)) / (back | true).sum((1, 2)).clamp(min=1)).tolist()
 sizes, off = torch.tensor(sizes), torch.tensor(offs[28])
 large = sizes >= sizes.median()
 assert (off[large].mean() > off[~large].mean()) == (further_off == "large")
@@ -644,22 +660,25 @@ for number, m in enumerate(SIDES):
 for ax, title in zip(axes, ("ceiling: IoU of the pasted target", "outline off by, in pixels"), strict=True):
     ax.set_xticks(range(len(thirds)), names)
     ax.set_title(title, fontsize=10)
-    ax.margins(y=0.1)
-axes[1].legend(frameon=False, fontsize=9, loc="upper left")
+    ax.margins(y=0.15)
+    ax.set_xlabel("side of a square as large as the object's box")
+axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 _ = save_figure(fig, "05_ceiling")
 plt.show()
 
 ceiling = {m: float(torch.tensor(ceilings[m]).mean()) for m in SIDES}
 near, far = (float(torch.tensor(offs[28])[part].mean()) for part in (thirds[0], thirds[-1]))
 low, high = (float(torch.tensor(ceilings[28])[part].mean()) for part in (thirds[0], thirds[-1]))
-assert ceiling[14] < ceiling[28] < ceiling[56]
+graded = float(torch.tensor(unrounded).mean())
+assert ceiling[14] < ceiling[28] < ceiling[56] and ceiling[28] < graded
 little = "differ little" if abs(high - low) < 0.03 else "differ"
 Markdown(
     f"With 28 × 28 cells the ceiling is **{ceiling[28]:.3f}**. In pixels the largest third is off by {far:.1f}, the "
     f"smallest by {near:.1f}: a cell is a share of its box. IoU, too, is relative to the object, so in that they "
     f"{little}: {high:.3f} and {low:.3f}. 28 × 28 is too coarse for what is large, but the eye sees it, and measures "
     f"of the outline, more than IoU. Twice the cells would raise the ceiling to {ceiling[56]:.3f}, for four times "
-    f"the numbers; half as many leave {ceiling[14]:.3f}."
+    f"the numbers; half as many leave {ceiling[14]:.3f}. But the 28 × 28 means, pasted before they are rounded to 0 and "
+    f"1, reach {graded:.3f}: {(graded - ceiling[28]) / (1 - ceiling[28]):.0%} of what the target loses is the rounding's."
 )
 
 # %% [markdown]
@@ -667,8 +686,8 @@ Markdown(
 #
 # Binary cross entropy at each cell, on the mask of the true class $c$ alone, averaged over cells and boxes:
 #
-# $$L = -\frac{1}{D\,m^2} \sum_{d,i,j} y_{ij} \log \hat y_{cij} + (1 - y_{ij}) \log (1 - \hat y_{cij}), \qquad
-# \frac{\partial L}{\partial z_{cij}} = \frac{\hat y_{cij} - y_{ij}}{D\,m^2}$$
+# $$L = -\frac{1}{D\,m^2} \sum_{d,i,j} \big[ y_{dij} \log \hat y_{dcij} + (1 - y_{dij}) \log (1 - \hat y_{dcij}) \big], \qquad
+# \frac{\partial L}{\partial z_{dcij}} = \frac{\hat y_{dcij} - y_{dij}}{D\,m^2}$$
 
 # %% [markdown]
 # A person, $m = 2$: target $\begin{pmatrix}1 & 0\\ 0 & 1\end{pmatrix}$, predicted $\begin{pmatrix}0.9 & 0.2\\ 0.1 & 0.6\end{pmatrix}$. The masks for
@@ -810,17 +829,15 @@ if places:
 _ = save_figure(fig, "05_probabilities")
 plt.show()
 
+at_seam = float((wrong & outline).sum() / wrong.sum().clamp(min=1))
 seam, inside = (float(wrong[cells].float().mean()) if cells.any() else 0.0 for cells in (outline, ~outline))
 right = float((~wrong).float().mean()) if len(wrong) else 0.0
 doubt = ((predicted > 0.2) & (predicted < 0.8)).float().mean() if len(predicted) else 0.0
 Markdown(
     f"Of the cells of all {len(places)} boxes, {right:.0%} are on the right side of one half. "
-    f"At the target's outline {seam:.0%} are wrong, elsewhere {inside:.0%}"
-    + (
-        ": most errors are a seam, a question of where exactly. "
-        if seam > 1.5 * inside
-        else ": it is not a matter of the outline. "
-    )
+    f"Of the wrong ones {at_seam:.0%} lie at the target's outline, in cells on either side of it that touch the other "
+    + ("side: most errors are a seam, a question of where exactly. " if at_seam > 0.5 else "side. ")
+    + f"Of these cells {seam:.0%} are wrong, elsewhere {inside:.0%}. "
     + f"{doubt:.0%} of the cells are in doubt, between 0.2 and 0.8. In the last row a thin seam is a question of "
     "resolution, a filled patch one of understanding."
 )
@@ -863,7 +880,8 @@ other = float(cell_iou(torch.stack(others), torch.stack(repeated)).mean()) if ot
 Markdown(
     f"The mask that is read has a mean IoU of {own:.2f} with the target"
     + (f", those of other classes {other:.2f}. " if others else "; there is no other class here. ")
-    + "Nothing in the loss has asked the others to be empty, or anything else, in this box."
+    + "Nothing in the loss has asked the others for anything in this box; but all classes share every layer except the "
+    + ("last, so that they often follow the outline too." if other > 0.5 else "last.")
 )
 
 # %% [markdown]
@@ -898,20 +916,23 @@ _ = save_figure(fig, "05_pasted")
 plt.show()
 
 lines, goal = [], truth["masks"].bool()
+ys, xs = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
 for mask, box, label in zip(top, result["boxes"], result["labels"], strict=False):
     pixels = maskhead.paste_masks(mask[None], box[None], (height, width))[0].bool()
     ious = (pixels & goal).sum((1, 2)) / (pixels | goal).sum((1, 2)).clamp(min=1)
     aside = (pixels & goal[torch.arange(len(goal)) != ious.argmax()].any(dim=0)).sum() / pixels.sum().clamp(min=1)
-    name = CLASS_NAMES[label]
+    in_box = (xs > box[0]) & (xs < box[2]) & (ys > box[1]) & (ys < box[3])
+    cut = (goal[ious.argmax()] & ~in_box).sum() / goal[ious.argmax()].sum()
     lines.append(
-        f"The {name}'s mask has an IoU of {ious.max():.2f} with its object; {aside:.0%} of it lies on another."
+        f"The {CLASS_NAMES[label]}'s mask has an IoU of {ious.max():.2f} with its object. {cut:.0%} of the object lies "
+        f"outside the box and is lost; {aside:.0%} of the mask lies on another object."
     )
 Markdown(" ".join(lines) or "Nothing was found here.")
 
 # %% [markdown]
 # ## The threshold
 #
-# "E.g. 0.5", says §7.5. To see what it does we take each object of the val split with its best detection: of its class, and with a box IoU of at least one half.
+# "E.g. 0.5", says §7.5: there the head holds object and background for equally likely. To see what it does we take each object of the val split with its best detection: of its class, and with a box IoU of at least one half.
 
 # %%
 found, objects = [], 0
@@ -963,9 +984,10 @@ best, ours = max(curve["IoU"]), curve["IoU"][thresholds.index(maskhead.THRESHOLD
 Markdown(
     f"{len(found)} of {objects} objects were found; no mask head can mend a missed one. At {maskhead.THRESHOLD} the "
     f"mean mask IoU is **{ours:.3f}**, with {curve['missed'][4]:.0%} of an object missed and "
-    f"{curve['surplus'][4]:.0%} surplus. "
+    f"{curve['surplus'][4]:.0%} surplus; at 0.3 it is {curve['IoU'][2]:.3f}, at 0.7 {curve['IoU'][6]:.3f}. "
     + (
-        "No other threshold gains 0.01: what it wins on one side it loses on the other."
+        "No other threshold gains 0.01: near one half, what it wins on one side it loses on the other. Below, a mask "
+        "can also spill out of its box."
         if best - ours < 0.01
         else f"The best threshold, {thresholds[curve['IoU'].index(best)]}, would gain {best - ours:.3f}."
     )
@@ -977,7 +999,7 @@ Markdown(
 # %% [markdown]
 # ## What it gets right and what wrong
 #
-# A mask is off because its *box* is, because the *grid* is coarse, or because the *head* errs. For the objects found, take these steps one by one: the target
+# A mask is off because its *box* is, because the *grid* of zeros and ones is coarse, or because the *head* errs. For the objects found, take these steps one by one: the target
 # of the true box, pasted; the target of the detected box, pasted; the predicted mask.
 
 # %% cellView="form"
@@ -994,7 +1016,7 @@ _, grid_alone = pasted_iou(maskhead.mask_targets(own_boxes, every, true), own_bo
 _, with_box = pasted_iou(maskhead.mask_targets(boxes, every, true), boxes)
 pasted, ious = pasted_iou(small_masks, boxes)
 ladder = [1.0, *(float(v.mean()) for v in (grid_alone, with_box, ious))]
-steps = ["true mask", "28 × 28 cells", "in the detected box", "predicted"]
+steps = ["true mask", "28 × 28 zeros and ones", "in the detected box", "predicted"]
 fig, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
 bars = ax.barh(steps[::-1], ladder[::-1], color=[draw.COLOURS["predicted"], *["#BBBBBB"] * 3])
 ax.bar_label(bars, fmt="%.3f", padding=3)
@@ -1005,14 +1027,16 @@ plt.show()
 lost = {name: a - b for name, a, b in zip(("grid", "box", "head"), ladder, ladder[1:], strict=False)}
 Markdown(
     f"The grid costs {lost['grid']:.3f}, the box {lost['box']:.3f}, the head itself {lost['head']:.3f}. "
-    f"The largest loss is the {max(lost, key=lost.get)}'s. A finer grid could win back {lost['grid']:.3f} at most."
+    f"There is more to win in the {'head' if lost['head'] > lost['grid'] else 'grid'} than in the "
+    f"{'grid' if lost['head'] > lost['grid'] else 'head'}; and part of the grid's share is the rounding, which graded "
+    f"probabilities can win back. {objects - len(found) or 'No'} objects were left out for want of a box."
     if found
     else "No object was found, so there is nothing to take apart."
 )
 
 # %% [markdown]
-# Two suspects for the head's share. **Thin parts**: legs and poles, narrower than a cell of the *features*. **Others in the box**: the head must
-# guess whose pixels are whose. Thin is the share of an object's pixels within four pixels of its outline.
+# Two suspects for a low IoU. **Thin parts**: legs and poles, narrower than a cell of the *features*. **Others in the box**: the head must
+# guess whose pixels are whose. Thin is the share of an object's pixels within four pixels of its outline (so a small object is thinner than a large one of its shape).
 
 # %%
 outside = F.pad(1 - true[:, None].float(), (4, 4, 4, 4), value=1)  # beyond the image's edge is outside too
@@ -1021,7 +1045,7 @@ thin = 1 - core.sum((1, 2)) / true.sum((1, 2)).clamp(min=1)
 owners = [(f["target"], f["object"]) for f in found]
 crowded = [bool((iou_matrix(t["boxes"][[g]], t["boxes"]) > 0).sum() > 1) for t, g in owners]
 crowded, labels = torch.tensor(crowded, dtype=torch.bool), torch.tensor([int(t["labels"][g]) for t, g in owners])
-ious, thin, grid_alone = (values[: len(found)] for values in (ious, thin, grid_alone))
+ious, thin, grid_alone, with_box = (values[: len(found)] for values in (ious, thin, grid_alone, with_box))
 
 # %% cellView="form"
 # @title What this cell draws: mask IoU against thinness, and with others in the box
@@ -1047,10 +1071,12 @@ plt.show()
 line = "Too few objects were found to say anything."
 if min(len(v) for v in (groups.values() or [[]])) > 1 and len(groups) == 2 and thin.std() > 0 and ious.std() > 0:
     r, (a, b) = float(torch.corrcoef(torch.stack([thin, ious]))[0, 1]), groups.values()
+    by_head = float(torch.corrcoef(torch.stack([thin, with_box - ious]))[0, 1])
     chance, gap = 2 * float((a.var() / len(a) + b.var() / len(b)).sqrt()), float(a.mean() - b.mean())
     word = "the thinner, the worse" if r < -0.2 else "hardly any connection" if r < 0.2 else "the thinner, the better"
     line = (
-        f"Thinness and IoU have a correlation of {r:+.2f}: {word}. Alone {float(a.mean()):.3f}, overlapping "
+        f"Thinness and IoU have a correlation of {r:+.2f}: {word}; thinness and what the head alone loses, {by_head:+.2f}. "
+        f"Alone {float(a.mean()):.3f}, overlapping "
         f"{float(b.mean()):.3f}: the difference is {'more' if abs(gap) > chance else 'no more'} than chance gives in "
         f"so few objects (±{chance:.3f})."
     )
@@ -1073,7 +1099,7 @@ ends = min(6, len(order) // 2)
 fig, axes = plt.subplots(2, 6, figsize=(12, 4.6), layout="constrained", squeeze=False)
 for ax, n in [*zip(axes[0], order[:ends], strict=False), *zip(axes[1], order[::-1][:ends], strict=False)]:
     f = found[n]
-    draw.masks(draw.image(ax, val[f["image"]][0]), pasted[[n]], kind="predicted")
+    draw.masks(draw.image(ax, val[f["image"]][0]), pasted[[n]], [int(labels[n])], alpha=0.2)
     draw.masks(ax, true[[n]], kind="truth", alpha=0)
     x1, y1, x2, y2 = own_boxes[n].tolist()
     ax.set(xlim=(max(x1 - 12, 0), min(x2 + 12, width)), ylim=(min(y2 + 12, height), max(y1 - 12, 0)))
@@ -1082,16 +1108,23 @@ for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 for ax, name in zip(axes[:, 0], ("best", "worst"), strict=True):
     ax.set_ylabel(name)
-draw.legend(axes[1, 0], {"truth": "true outline", "predicted": "predicted"})
+draw.legend(axes[1, 0], {"truth": "true outline"})
+fig.suptitle("tinted, with an outline in the colour of its class: the predicted mask", fontsize=10)
 _ = save_figure(fig, "05_best_and_worst")
 plt.show()
 
 bad = order[::-1][:ends]
 by_box = sum(float(grid_alone[n] - with_box[n]) > float(with_box[n] - ious[n]) for n in bad)
 shared = int(crowded[bad].sum()) if bad else 0
+worst = min(rows, key=lambda row: row["mask IoU"]) if len(rows) > 1 else {}
+extremes = (("thin", max, "is the thinnest"), ("ceiling", min, "has the lowest ceiling"))
+traits = [words for name, pick, words in extremes if worst and worst[name] == pick(row[name] for row in rows)]
 Markdown(
-    f"Of the {len(bad)} worst, {by_box or 'none'} lost more by the box than by the head; {shared or 'none'} shared the "
-    "box with another object. In the table, thin is the mean share of pixels near the outline."
+    f"Of the {len(bad)} worst, {by_box or 'none'} lost more by the box than by the head; the boxes of {shared or 'none'} "
+    f"overlap another object's, as do those of {int(crowded.sum())} of all {len(found)}. "
+    + (f"The worst class is {worst['class']}, of which {worst['found']} were found" if worst else "")
+    + (f"; it {' and '.join(traits)}. " if traits else ". " if worst else "")
+    + "In the table, thin is the mean share of pixels near the outline."
 )
 
 
@@ -1099,10 +1132,10 @@ Markdown(
 # ## Summary
 #
 # - Boxes that overlap an object by more than one half, cut at the edge and thinned by NMS, train the mask head with the *matched object's* class.
-# - A target is the mask under RoIAlign with 28 × 28 cells: no rounding, no shift.
+# - A target is the mask under RoIAlign with 28 × 28 cells: the box is not rounded, so nothing shifts; each cell's mean then becomes 0 or 1.
 # - Four convolutions, a deconvolution, a 1 × 1 convolution; the loss sees the true class's mask alone.
 # - Pasting is $V \hat Y W^\top$: two products for all masks at once.
-# - The grid sets a ceiling: about the same IoU for all, but in pixels the outlines of large objects are furthest off.
+# - That target sets itself a ceiling, which graded probabilities can pass: about the same IoU for all, but in pixels the outlines of large objects are furthest off.
 #
 # Notebook 6 measures the whole system and trains all its parts together.
 
@@ -1153,7 +1186,7 @@ def fresh_head(classes):
 # %% [markdown]
 # ### Exercise 5.1: the smallest hole
 #
-# An object fills a box of 280 × 280 pixels, but for a square hole. From which side, in pixels, does the hole show in the target's 28 × 28 cells, if its corner lies in the
+# An object fills a box of 280 × 280 pixels, but for a square hole. From what side length, in pixels, does the hole show in the target's 28 × 28 cells, if its corner lies in the
 # corner of a cell? And if its centre lies in the centre of a cell (the side then even)? Set both numbers.
 
 # %%
@@ -1278,7 +1311,7 @@ else:
 # %% [markdown]
 # ## References
 #
-# - K. He, G. Gkioxari, P. Dollár, R. Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017 (masks, RoIAlign; its table 2 has the comparisons quoted here)
+# - K. He, G. Gkioxari, P. Dollár, R. Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017 (masks, RoIAlign; its table 2 and the text on its ablations have the comparisons quoted here)
 # - T.-Y. Lin and others: [Feature Pyramid Networks](https://arxiv.org/abs/1612.03144), 2017
 # - I. Loshchilov, F. Hutter: [AdamW](https://arxiv.org/abs/1711.05101), 2019
 # - F. Milletari, N. Navab, S.-A. Ahmadi: [V-Net](https://arxiv.org/abs/1606.04797), 2016 (the Dice loss)
@@ -1338,20 +1371,37 @@ print("no box, no loss; module = parts; masks stay in their boxes")
 # %% [markdown]
 # ## Montage
 #
-# Six validation images, the one we follow first, with all detections of at least one half, and what this notebook leaves for the report.
+# Six validation images, the one we follow first, with all detections of a score of at least one half, and what this notebook leaves for the report.
 
 # %% cellView="form"
 # @title What this cell draws: six images with their masks
+shown, astray = 0, []
 fig, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
 for ax, n in zip(axes.flat, [i, *(n for n in range(len(val)) if n != i)], strict=False):
     scene, t = val[n]
     draw.masks(draw.image(ax, scene), t["masks"], kind="truth", alpha=0)
-    draw.detections(ax, model(scene[None].to(DEVICE), "maskhead")[0], CLASS_NAMES)
+    r = {name: v.cpu() for name, v in model(scene[None].to(DEVICE), "maskhead")[0].items()}
+    draw.detections(ax, r, CLASS_NAMES)
+    for box, label, score in zip(r["boxes"], r["labels"], r["scores"], strict=True):
+        if score >= 0.5:
+            shown += 1
+            if not (iou_matrix(box[None], t["boxes"]) >= 0.5).any():
+                astray.append(f"{CLASS_NAMES[label]} {score:.2f}")
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 draw.legend(axes[1, 0], {"truth": "outline of an object"})
 _ = save_figure(fig, "05_montage")
 plt.show()
+scores = evaluate_model(model, val, "maskhead")
+box_ap, mask_ap = (scores[kind]["AP"] or 0.0 for kind in ("box", "mask"))
+display(
+    Markdown(
+        f"Of {shown} detections, {len(astray) or 'none'} fit no object (a box IoU under one half with each)"
+        + (f": {', '.join(astray)}. The mask head gives them a mask all the same. " if astray else ". ")
+        + f"On all {len(val)} images of the val split the AP, the measure of notebook 6, is {box_ap:.3f} for boxes and "
+        f"{mask_ap:.3f} for masks."
+    )
+)
 print("exported:", ", ".join(sorted(file.name for file in paths().figures.glob("05_*"))))
 
 # %% [markdown]

@@ -48,7 +48,7 @@ def class_agnostic(labels):
 # ### Exercise 5.4: a bigger mask
 #
 # `mask_samples` with two numbers changed. Pooled at 28, a cell of features covers half as much of the object as the head has learnt from, and its kernels look half as far: as it is,
-# the head does no better. Nor do thirty steps on 32 images bring it further. The raised ceiling is not what holds this head back, as "where the IoU is lost" has shown, and the
+# the head does no better. Nor do thirty steps on 32 images bring it further. The grid is not what holds this head back, as "where the IoU is lost" has shown, and the
 # features are no finer than before. With a better head, and large objects, it would be worth training on all images.
 
 # %%
