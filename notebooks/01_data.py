@@ -6,11 +6,11 @@
 # **The claim.** Four files hold all that [Mask R-CNN](https://arxiv.org/abs/1703.06870) learns from here. Grouped by their labels and rescaled with care, images, boxes and masks
 # still agree in the network's frame to about half a pixel, and their sizes already tell where detection will be hard.
 #
-# **Run time:** about half a minute on one CPU core (a minute the first time, when the built-in scenes are drawn).
+# **Run time:** about half a minute on one CPU core (a minute the first time, when a program draws the *built-in scenes*, which stand in for the course's files).
 #
 # **Inputs → outputs:** `data/<source>/` (written if missing) → `data/<source>/split.json`, tables and pictures `figures/01_*`.
 #
-# § numbers are sections of the assignment sheet of the course; what a section asks is said where it is used.
+# § numbers are sections of the course's assignment sheet; what they ask is said where it is used.
 
 # %% cellView="form"
 # @title Set-up, the same in all six: find the project (on Colab, fetch it), choose data and profile
@@ -56,6 +56,7 @@ SOURCE, config, DATA, WEIGHTS = colab.set_up(PROFILE, SOURCE, USE_DRIVE)  # a fo
 
 # %% [markdown]
 # All parts of the system are imported from `lib/`. `show` prints a part's source, so that the code you read is the code that runs.
+# A *profile* is a set of sizes and settings: **course** is the sheet's, **demo** the same system with smaller images, which a CPU can train in minutes.
 
 # %% cellView="form"
 # @title Imports: the parts from lib/, and what draws
@@ -78,7 +79,7 @@ from lib.boxes import area
 from lib.config import load_config
 from lib.data import objects, safe_npy
 from lib.data import scene_layout as layout
-from lib.data.batches import collate, flip_boxes, flip_horizontally
+from lib.data.batches import collate, flip_boxes, flip_horizontally, flip_targets
 from lib.data.reader import FILES, CourseDataset, Pixels
 from lib.data.split import load_split
 from lib.machine.folders import paths
@@ -110,8 +111,8 @@ diagrams.system("data")
 # %% [markdown]
 # ## The image we follow
 #
-# One image of the *val* split, on which nothing is trained, goes through all six notebooks. On the left is its picture; on the right what the files say about it: for each object a class (the
-# colour), a box and a mask. A network that was trained on such examples has to find the right side from the left.
+# One image of the *val* split, on which nothing is trained, goes through all six notebooks. Left its picture; right what the files say: for each object a class (the
+# colour), a box and a mask. A trained network has to find the right side from the left.
 
 # %% cellView="form"
 # @title Draw the followed image, with and without its boxes and masks
@@ -131,10 +132,11 @@ lines = [
     f"its mask fills {mask.sum() / area(box):.0%} of the box"
     for name, box, mask in zip(names, target["boxes"], target["masks"], strict=True)
 ]
-display(Markdown("\n".join([f"Image {n} shows", *lines])))
+drawn = ", drawn by a program after the sizes and classes in the course's photographs," * (SOURCE == "synthetic")
+display(Markdown("\n".join([f"Image {n}{drawn} shows", *lines])))
 
 # %% [markdown]
-# Two things to notice. A box contains much that is not its object: that is why we want masks. And where one object hides
+# A box contains much that is not its object: that is why we want masks. And where one object hides
 # another, the hidden part is not in the mask of the one behind, which may fall into pieces; boxes overlap freely.
 #
 # In code an example is a pair: the picture and a dictionary, in torchvision's convention for detection, so that torchvision's own models read the same data set.
@@ -143,6 +145,7 @@ display(Markdown("\n".join([f"Image {n} shows", *lines])))
 print(f"picture   {picture.dtype}    {tuple(picture.shape)}")
 for key, value in target.items():
     print(f"{key:9}", f"{str(value.dtype):14} {tuple(value.shape)}" if torch.is_tensor(value) else value)
+print("labels mean", ", ".join(f"{label} {name}" for label, name in enumerate(CLASS_NAMES) if label))
 
 # %% [markdown]
 # ## Symbols
@@ -156,7 +159,9 @@ for key, value in target.items():
 # | $H_p \times W_p$ | the network's input: the content and its padding |
 # | $s_x,\ s_y$ | the scale factors $W'/W$ and $H'/H$ |
 #
-# A box is $(x_1, y_1, x_2, y_2)$ in pixels. **Pixel $i$ covers the interval $[i, i+1)$**: coordinates are lengths on a ruler, not indices. So the
+# ($S_y \times S_x$ in the diagram counts the cells of a grid; it is no scale.)
+#
+# A box is $(x_1, y_1, x_2, y_2)$ in pixels, of the file at first, later of the network's input. **Pixel $i$ covers the interval $[i, i+1)$**: coordinates are lengths on a ruler, not indices. So the
 # width is $x_2 - x_1$, and the tight box of a mask is $(x_\min,\ y_\min,\ x_\max + 1,\ y_\max + 1)$.
 #
 # Labels count from 1; 0 is background and never occurs in the files.
@@ -164,7 +169,7 @@ for key, value in target.items():
 # %% [markdown]
 # ## A look at the whole
 #
-# Scrolling through a data set before training on it is never wasted time. Twenty-four images, evenly spread:
+# Twenty-four images, evenly spread:
 
 # %% cellView="form"
 # @title Draw 24 images with their boxes and masks, in the colours of their classes
@@ -215,7 +220,7 @@ print(f"boxes  {box_list.shape}, of image {n}: {box_list[n].round(1).tolist()}")
 #
 # $$ \text{first}(n) = \sum_{k<n} G_k, \qquad \text{masks of image } n:\ \text{first}(n),\ \dots,\ \text{first}(n) + G_n - 1 $$
 #
-# **Predict, then see.** Four images have the labels `[3]`, `[2, 2]`, `[]` and `[1, 3]`. Which masks belong to the last one? Give the list of their
+# **Predict, then see.** (Our answers stand below the questions: decide first.) Four images have the labels `[3]`, `[2, 2]`, `[]` and `[1, 3]`. Which masks belong to the last one? Give the list of their
 # numbers in the mask file, which count from 0.
 
 # %% cellView="form"
@@ -269,7 +274,7 @@ assert len(mask_file) == sum(map(len, owners))
 # ### What a mistake of one looks like
 #
 # Suppose $\text{first}$ is one too large. Then *every* object has its neighbour's mask, and nothing crashes: all shapes fit. The strip
-# shows the mask file in order around our image; below it is our image as it should be, and with masks shifted by one.
+# shows the mask file in order (white: the mask; bold: our image's); below it is our image as it should be, and with masks shifted by one.
 
 # %% cellView="form"
 # @title Draw the mask file around our image, and the image with masks shifted by one
@@ -294,7 +299,7 @@ plt.show()
 # Can software notice? `lib` compares masks with their boxes when it opens a data set: more than half of a mask outside its box is a mistake.
 #
 # **Predict, then see.** Shift all masks by one, as above. What share of the objects still passes this test *by chance*, in percent? Think of how large the objects are, and where
-# photographers put them. (Within 20 counts as right.)
+# they lie. (Within 20 counts as right.)
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -308,6 +313,7 @@ boxes_in_order = np.concatenate(dataset.boxes)[:some]
 caught = objects.mask_problems(mask_file[1 : some + 1] > 0, boxes_in_order, n=0)
 astray = sum(problem.kind == objects.ASTRAY for problem in caught)
 passed = 100 * (1 - astray / some)
+of_ours = len(shifted) - sum(p.kind == objects.ASTRAY for p in objects.mask_problems(shifted, dataset.boxes[n], n))
 as_they_are = objects.mask_problems(mask_file[:some] > 0, boxes_in_order, n=0)
 assert not any(problem.kind == objects.ASTRAY for problem in as_they_are), "unshifted, all pass"
 if SOURCE == "synthetic":  # the answer depends on the data
@@ -315,7 +321,8 @@ if SOURCE == "synthetic":  # the answer depends on the data
 display(
     Markdown(
         f"**{passed:.0f} %** of {some} objects pass although each has another's mask: objects are large and lie near "
-        "the middle. One object proves little, but in a whole data set a shift breaks so many that it cannot hide."
+        f"the middle. Of our image's {len(shifted)} shifted masks above {of_ours} would pass. An image proves little, "
+        "but in a whole data set a shift breaks so many that it cannot hide."
     )
 )
 
@@ -325,11 +332,11 @@ display(
 # $$ \text{uint8 } [0, 255] \;\xrightarrow{\ \div 255\ }\; [0, 1] \;\xrightarrow{\text{ rescale }}\; H' \times W'
 # \;\xrightarrow{\ (x - \mu_c)/\sigma_c\ }\; \approx [-2.1, 2.6] \;\xrightarrow{\text{ pad right, below }}\; H_p \times W_p $$
 #
-# Why each step? Networks learn best from numbers around zero, and a pretrained backbone expects those of its own training: $\mu_c$ and
-# $\sigma_c$ of each channel are ImageNet's. Large images show small objects in more cells. And the padding makes every level's grid fit the next: the levels
-# P2 … P5 of the [feature pyramid](https://arxiv.org/abs/1612.03144) divide the input by 4, 8, 16 and 32, so both sides must be multiples of 32.
+# Networks learn best from numbers around zero, and a pretrained backbone expects those of its own training: mean and deviation of each
+# channel are ImageNet's, $\mu = (0.485, 0.456, 0.406)$, $\sigma = (0.229, 0.224, 0.225)$. In a larger image a small object has more pixels. And padding makes the grids fit: the
+# [feature pyramid](https://arxiv.org/abs/1612.03144) has maps, its *levels* P2 … P5, whose cells are 4, 8, 16 and 32 pixels wide, so both sides must be multiples of 32.
 #
-# The sheet rescales to 800 × 1066: the **course** profile. The **demo** profile is the same system with smaller images, which a CPU can train in minutes.
+# The sheet, and so the course profile, rescales to 800 × 1066.
 #
 # **Predict, then see.** How many columns of padding does the course profile add on the right of a content 1066 wide?
 
@@ -343,9 +350,11 @@ columns_of_padding = 22
 course = load_config("course").replace(**{"image.height": 800, "image.width": 1066})
 assert columns_of_padding == course.image.padded_size[1] - course.image.width, "the next multiple of 32 is the width"
 assert course.image.padded_size == (800, 1088), "§2"
+print(f"1066 + {course.image.padded_size[1] - course.image.width} = 1088 = {1088 // SIZE_DIVISOR} × {SIZE_DIVISOR}")
+assert (IMAGE_MEAN, IMAGE_STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # %% [markdown]
-# In the table, P2 … P6 are the grids of the feature maps that will come of it.
+# In the table, P2 … P6 are the levels' grids, in cells.
 
 # %% cellView="form"
 # @title Table: both profiles' frames, scale factors and grids
@@ -387,7 +396,7 @@ assert_close(torch.tensor(naive), expected)
 assert_close(scaled["boxes"], expected)
 
 # %% [markdown]
-# ### Why no half pixel is added or taken
+# ### Why boxes need no half pixel, and resampling does
 #
 # If boxes are lengths on a ruler, pixels must be treated alike. Pixel $i$ has its centre at $i + \tfrac12$. An output pixel with centre
 # $i' + \tfrac12$ is therefore read from the place
@@ -418,6 +427,7 @@ def resize_row(row, scale):
 two = torch.tensor([[[0.0, 100.0]]])
 assert_close(F.interpolate(two, scale_factor=2, mode="linear")[0, 0], resize_row([0.0, 100.0], 2))
 assert_close(torch.tensor(doubled), resize_row([0.0, 100.0], 2))
+print("[0, 100] doubled:", resize_row([0.0, 100.0], 2).tolist())
 
 # %% [markdown]
 # The other common rule (`align_corners=True`) gives `[0, 33.3, 66.7, 100]`: the first pixel becomes the first and the last the last, so that the picture is stretched
@@ -447,9 +457,9 @@ by_edge, by_index = torch.tensor([[3.0, 2, 7, 5]]), torch.tensor([[3.0, 2, 6, 4]
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 for ax, mask, factor in zip(axes, (small[0], large[0]), (1, 2), strict=True):
     draw.image(ax, (180 + 60 * mask.expand(3, -1, -1)).to(torch.uint8))
-    ax.set_xticks(range(mask.shape[1] + 1), labels=[])
-    ax.set_yticks(range(mask.shape[0] + 1), labels=[])
-    ax.tick_params(length=0)
+    for axis, count in zip((ax.xaxis, ax.yaxis), mask.T.shape, strict=True):
+        axis.set_ticks(range(count + 1), [k if k % factor == 0 else "" for k in range(count + 1)], fontsize=8)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.grid(color="#999999", linewidth=0.8)
     draw.boxes(ax, factor * by_index, "predicted", linewidth=3)
     draw.boxes(ax, factor * by_edge, "truth", linewidth=3)
@@ -472,7 +482,7 @@ display(
 # ### The image, naively and in `lib`
 #
 # The four steps for one image, one line each. Rescaling is bilinear; when an image shrinks, as in the demo profile, `antialias`
-# averages all pixels that fall into an output pixel, where plain interpolation looks at two of them in each direction and skips the rest.
+# takes a weighted mean over a window two output pixels wide, where plain interpolation looks at two pixels in each direction and skips the rest.
 
 # %%
 def preprocess_by_hand(image, sizes):
@@ -488,7 +498,7 @@ def preprocess_by_hand(image, sizes):
 
 # %% [markdown]
 # **The part** does this for a batch, on the device where the images are: what travels to a GPU is uint8, a quarter of the bytes. (It divides after rescaling. Both are linear, so
-# the order does not matter.) Below its source we assert that it equals ours, at both sizes.
+# the order does not matter.) It equals ours, at both sizes:
 
 # %%
 show(preprocess.preprocess_images, preprocess.normalised)
@@ -513,12 +523,12 @@ assert_close(red[[0, 255]], torch.tensor([-2.1179, 2.2489]), atol=1e-4, rtol=0) 
 print(f"red 0 -> {red[0]:.3f}, 124 -> {red[124]:.3f}, 255 -> {red[255]:.3f}")
 
 # %% [markdown]
-# So the padding is not black but the mean colour. Padded before normalising it would be $-2.1$: a hard edge beside most photographs.
+# So the padding is not black but ImageNet's mean colour: neutral, where black would be the lowest value there is.
 
 # %% [markdown]
 # ### Our image goes through
 #
-# Above, the image after each step; below, how often each value occurs.
+# Above, the image in the file, after rescaling, and after normalising and padding; below, how often each value occurs.
 
 # %% cellView="form"
 # @title Draw our image after each step, with a histogram of its values
@@ -544,24 +554,23 @@ share_padded = 1 - inside[0].numel() / x[0].numel()
 display(
     Markdown(
         "The histograms keep their shape, their axis changes: from 0 … 255 to 0 … 1, then to both sides of zero (the "
-        f"mean of this image is {inside.mean():+.2f}; over ImageNet it would be 0). In the {config.profile} profile "
-        f"{share_padded:.0%} of the input is padding, the spike at zero on the right. Because it lies at the right and "
-        "below, no coordinate moves: **boxes are scaled and never shifted**. (The right picture is the mean of the "
-        "three channels, in grey.)"
+        f"mean of this image is {inside.mean():+.2f}, its deviation {inside.std():.2f}; over ImageNet they are about 0 "
+        f"and 1). In the {config.profile} profile {share_padded:.0%} of the input is padding, the spike at zero on the "
+        "right. Because it lies at the right and below, no coordinate moves: **boxes are scaled and never shifted**. "
+        "(The right picture is the mean of the three channels, in grey.)"
     )
 )
 
 # %% [markdown]
 # ### Boxes and masks go along
 #
-# Masks are rescaled like images. The result is no longer 0 or 1, so a pixel of the new mask is set where at least half of it is covered.
+# Masks are rescaled like images. The result is no longer 0 or 1, so a pixel of the new mask is set where the interpolated value is at least ½.
 
 # %%
 show(preprocess.preprocess_targets, preprocess._resize_masks)
 
 # %% [markdown]
-# Our image and five others as the network gets them: the check that the sheet asks for. The colours are recovered by undoing the
-# normalisation; boxes and masks are the rescaled ones.
+# Our image and five others as the network gets them, the check that the sheet asks for. (The normalisation is undone.)
 
 # %% cellView="form"
 # @title Draw six data points in the network's frame
@@ -573,7 +582,8 @@ for ax, image, of_image in zip(axes.flat, seen.x, seen.targets, strict=False):
     draw.image(ax, draw.denormalise(image, IMAGE_MEAN, IMAGE_STD))
     draw.masks(ax, of_image["masks"], of_image["labels"])
     draw.boxes(ax, of_image["boxes"], of_image["labels"], [CLASS_NAMES[label] for label in of_image["labels"]])
-fig.suptitle(f"image {n} and five others, {shape[0]} × {shape[1]}; the even strips are padding", fontsize=10)
+padding = "the plain strips (ImageNet's mean colour) are padding"
+fig.suptitle(f"image {n} and five others, {shape[0]} × {shape[1]}; {padding}", fontsize=10)
 save_figure(fig, "01_datapoints")
 plt.show()
 
@@ -598,7 +608,7 @@ display(
 # ## Mirrored images
 #
 # Half of the training images are mirrored, boxes and masks included: a person who looks left is as good an example as one who looks right. (Upside down they are not: no
-# photograph that we will be asked about looks like that.) A mirrored box has its sides exchanged:
+# picture that we will be asked about looks like that.) A mirrored box has its sides exchanged:
 #
 # $$ (x_1, y_1, x_2, y_2) \;\to\; (W - x_2,\ y_1,\ W - x_1,\ y_2) $$
 #
@@ -615,6 +625,8 @@ three = torch.tensor([[10.0, 20, 110, 220], [0, 0, 400, 300], [150, 0, 250, 50]]
 naive = [[400 - x2, y1, 400 - x1, y2] for x1, y1, x2, y2 in three.tolist()]
 assert_close(flip_boxes(three, IMAGE_WIDTH), torch.tensor(naive))
 assert mirrored_box == naive[0], "its width stays 100"
+x1, y1, x2, y2 = three[0].tolist()
+print(f"mirrored: {naive[0]}; with x1 and x2 not exchanged {[400 - x1, y1, 400 - x2, y2]}: {x1 - x2:.0f} pixels wide")
 assert naive[1:] == three[1:].tolist(), "the whole image, and a box in the middle, stay"
 assert_close(flip_boxes(flip_boxes(three, IMAGE_WIDTH), IMAGE_WIDTH), three)
 
@@ -622,7 +634,7 @@ assert_close(flip_boxes(flip_boxes(three, IMAGE_WIDTH), IMAGE_WIDTH), three)
 # `lib` mirrors a batch *before* rescaling, each image by its own coin. (Afterwards the padding would come to lie at the left, and boxes would have to be shifted.)
 
 # %%
-show(flip_horizontally)
+show(flip_horizontally, flip_targets, flip_boxes)
 
 # %% [markdown]
 # Our image must still fit its targets. The strict test: mirroring a mask and then taking its tight box is the same as mirroring its tight box.
@@ -644,7 +656,7 @@ for mask, mirrored in zip(target["masks"], both[1]["masks"], strict=True):
 # ## Train, validation, test
 #
 # The images are divided once, by a seeded shuffle, and the division is stored beside the files. Weights are learnt on *train*, choices made on *val*, and the last notebook's
-# scores come from *test*. Stored, because a new draw in each notebook would let stage two train on what stage one was judged by.
+# scores come from *test*. Stored, so that it stays even if seed, shares or code change: else stage two could train on what stage one was judged by.
 
 # %%
 split = load_split(DATA, len(dataset), config.data)
@@ -655,12 +667,14 @@ for name, indices in split.items():
     row = {"split": name, "images": len(indices), "objects": int(found.sum())}
     rows.append(row | {CLASS_NAMES[c]: int(found[c]) for c in present})
 display(report.markdown(rows))
+planned = f"{config.data.val_fraction:.0%} for val and {config.data.test_fraction:.0%} for test"
+print(f"a new draw would take the seed {config.data.seed}, {planned}")
 
 # %% [markdown]
 # ## What is in the pictures?
 #
-# The course's project proposal (§9.1) asks for statistics of the data and what they mean for the system. The table has a row for each class of this set, and one of the
-# course's own set, which the built-in scenes are drawn to resemble. The columns in % are percentiles of the *share of the image that a box covers*.
+# The course's project proposal (§9.1) asks for statistics of the data and what they mean for the system. The table has a row for each class of this set, and below it one of the
+# course's own set, which the built-in scenes are drawn to resemble. Columns 5 % … 95 % are percentiles of the *share (0 to 1) of the image that a box covers*.
 
 # %% cellView="form"
 # @title Table: the share of the image that a box covers, by class, this set's and the course's
@@ -693,14 +707,13 @@ top_row = rows[0]
 display(
     Markdown(
         f"First row: a twentieth of the objects ({top_row['class']}) have a box that covers less than "
-        f"{top_row['5 %']:.1%} of the image, half less than {top_row['50 %']:.1%}. From the 5 % to the 95 % column "
-        "areas grow by a factor of " + ", ".join(f"{factor:.0f} ({name})" for name, factor in spans.items()) + "."
+        f"{top_row['5 %']:.1%} of the image, half less than {top_row['50 %']:.1%}."
     )
 )
 
 
 # %% [markdown]
-# The same as a picture, with two small functions: shares become bars, percentiles become ranges.
+# The same as a picture: shares become bars, percentiles ranges.
 
 # %% cellView="form"
 # @title Two ways to draw: shares as bars, percentiles as ranges
@@ -737,8 +750,7 @@ def posture(ratio):
 
 
 # %% [markdown]
-# Above, bars are this set with its counts, black lines the course's. Below, each class has a range for this set (in its colour)
-# and one for the course's (black).
+# Above, bars are this set with its counts; below, each class has a range in its colour. Black is the course's set.
 
 # %% cellView="form"
 # @title Draw objects an image, classes, areas and shapes
@@ -797,6 +809,7 @@ def nearest_level(scale, profile):
 
 a_fifth = torch.tensor([800 * 1066 / 5]).sqrt()
 assert level_of_a_fifth == LEVELS[nearest_level(a_fifth, course)], f"its scale is {a_fifth.item():.0f}"
+print(f"√(800 × 1066 / 5) = {a_fifth.item():.0f}: {LEVELS[nearest_level(a_fifth, course)]}")
 
 
 # %% [markdown]
@@ -841,12 +854,19 @@ display(report.markdown(rows))
 nearest, of_anchors = shares["course"]
 if SOURCE == "synthetic":  # the words below are of objects as large as the course's
     assert nearest[0] < of_anchors[0] and nearest.min() <= shares["demo"][0].min()
+top, course_scales = max(course.anchors.scales), object_scales(course.image)
+too_large, largest_object = (course_scales > top).float().mean(), course_scales.max().item()
+bound = (
+    f"There {too_large:.0%} of the objects exceed the largest scale, {top:g}. The largest object has "
+    f"{largest_object:.0f}: its IoU with an anchor is at most ({top:g} / {largest_object:.0f})² = "
+    f"{(top / largest_object) ** 2:.2f}. "
+) * bool(too_large)
 display(
     Markdown(
         f"In the course profile {nearest[2:].sum():.0%} of the objects are nearest to P4 … P6 and {nearest[0]:.1%} to "
-        f"P2, while P2 has {of_anchors[0]:.0%} of all anchors (a level has four times the cells of the next). The "
-        "demo's scales were chosen to lie where the course's objects are: its emptiest level has "
-        f"{shares['demo'][0].min():.1%} of the objects here."
+        f"P2, while P2 has {of_anchors[0]:.0%} of all anchors (a level has four times the cells of the next). "
+        f"{bound}The demo's scales, {', '.join(f'{v:g}' for v in profiles['demo'].anchors.scales)}, were chosen to lie "
+        f"where the course's objects are: its emptiest level has {shares['demo'][0].min():.1%} of the objects here."
     )
 )
 
@@ -859,7 +879,7 @@ display(
 # $$ \frac{\min(w, w_a)\,\min(h, h_a)}{w h + w_a h_a - \min(w, w_a)\,\min(h, h_a)} . $$
 #
 # **By hand.** A square object of side 2 in a square anchor of side 4: $4 / 16 = 0.25$. An object $4 \times 2$ in the same anchor:
-# $8 / 16 = 0.5$. Both are far from the 0.7 that makes an anchor positive (§4.2).
+# $8 / 16 = 0.5$. Both are far from the 0.7 that makes an anchor *positive*, counted as an object's (§4.2).
 
 # %%
 def shape_overlap(w, h, anchor_w, anchor_h):
@@ -874,7 +894,7 @@ assert shape_overlap(four, four / 2, four, four) == 0.5
 
 
 # %% [markdown]
-# The best of a profile's 15 shapes (five scales, three ratios) for each object is an upper bound: a real anchor sits on a grid, and is rarely centred.
+# The best of a profile's 15 shapes (five scales; width / height 1:2, 1:1, 2:1) for each object is an upper bound: a real anchor sits on a grid, and is rarely centred.
 
 # %%
 def best_overlap(profile, ratios=None):
@@ -907,22 +927,25 @@ at_edge |= (all_boxes[:, 2] >= IMAGE_WIDTH - layout.AT_BORDER) | (all_boxes[:, 3
 largest = CLASS_NAMES[present[of_class.argmax()]]
 worst = min(present, key=lambda c: (best_overlap(config) > POSITIVE_IOU)[labels == c].float().mean())
 expected = {
-    f"{counts.mean():.2f} objects an image": "few positive anchors: almost all that the RPN sees is background, "
-    "so its samples are balanced (02, 03)",
-    f"{nearest[2:].sum():.0%} of the objects at P4 … P6 of the course profile": "these levels carry the learning; "
-    f"P2 with {of_anchors[0]:.0%} of the anchors has {nearest[0]:.1%} of the objects (02)",
-    f"areas span a factor of {max(spans.values()):.0f} in a class": "one scale would not do: the pyramid is needed",
-    f"{at_edge.float().mean():.0%} of the boxes reach the border": "the sheet removes anchors that cross it, often "
-    "the best that these objects have (02)",
+    f"{counts.mean():.2f} objects an image": "few positive anchors: almost all that the RPN, which scores "
+    "anchors, sees is background, so it learns from a sample with more positives (02, 03)",
+    f"{nearest[2:].sum():.0%} of the objects at P4 … P6 of the course profile": "there these levels "
+    "carry the learning (02)",
+    f"from the 5 % to the 95 % column areas grow by up to {max(spans.values()):.0f} times in a class": "one scale "
+    "would not do: the pyramid is needed",
+    f"{at_edge.float().mean():.0%} of the boxes come within {layout.AT_BORDER} pixels of the border": "the sheet "
+    "removes anchors that cross it, often the best that these objects have (02)",
 }
 if len(present) > 1:
     expected[f"of the classes {largest} is the most frequent, {of_class.max() / len(labels):.0%} of the objects"] = (
-        "a mean over objects would favour it: we report AP for each class (06)"
+        "a mean over objects would favour it: we report AP, the score of detection, for each class (06)"
     )
-    expected[f"no class fits the anchors' shapes as badly as {CLASS_NAMES[worst]}"] = (
-        "its objects depend most on the rule of the highest IoU, and on the regressor (03)"
+    expected[f"in the {config.profile} profile no class fits the anchors' shapes as badly as {CLASS_NAMES[worst]}"] = (
+        "its objects depend most on the rule of the highest IoU, and on the regressor, which moves anchors (03)"
     )
 display(report.markdown([{"measured here": k, "what to expect": v} for k, v in expected.items()]))
+hard = "objects that are small, of a shape far from the anchors', or cut off by the border"
+display(Markdown(f"So we expect these to be **hard**: {hard}. Notebook 06 counts what is found of each size."))
 
 
 # %% [markdown]
@@ -945,7 +968,8 @@ chosen = [i for i in range(min(80, len(dataset))) if len(dataset.labels[i])]
 some = [dataset[i][1]["masks"] for i in [n, *chosen]]
 pixels = torch.cat([masks.sum((1, 2)) for masks in some])
 kept = torch.cat([round_trip(masks, config.image) for masks in some])
-enlarged = torch.cat([round_trip(masks, course.image) for masks in some[:10]])
+few = some[:10]
+enlarged = torch.cat([round_trip(masks, course.image) for masks in few])
 
 # %% [markdown]
 # Each point is a mask; those of our image have a ring.
@@ -965,15 +989,15 @@ smaller = pixels < pixels.median()
 assert kept[smaller].median() <= kept[~smaller].median() and enlarged.median() >= kept.median()
 display(
     Markdown(
-        f"{config.profile} profile: the smaller half of the masks has the median IoU {kept[smaller].median():.3f}, the "
-        f"larger {kept[~smaller].median():.3f}; the worst is {kept.min():.3f}. The loss sits on the outline, and a "
-        f"small mask has much outline for its area. At 800 × 1066 masks are enlarged: median {enlarged.median():.3f}."
+        f"{config.profile} profile, {len(some)} images: the smaller half of the masks has the median IoU "
+        f"{kept[smaller].median():.3f}, the larger {kept[~smaller].median():.3f}; the worst is {kept.min():.3f}. The "
+        f"loss sits on the outline, and a small mask has much outline for its area. At 800 × 1066 masks are "
+        f"enlarged: median {enlarged.median():.3f} (of {len(few)} of the images)."
     )
 )
 
 # %% [markdown]
-# Two more limits. The built-in scenes are drawn, not photographed: they have the sizes, shapes and class shares of the course's
-# set, but who learns from them has never seen fur or foliage. And the boxes of annotated photographs are not always tight: for
+# Two more limits. Who learns from the built-in scenes has never seen fur or foliage. And the boxes of annotated photographs are not always tight: for
 # small objects that is noise in every IoU.
 
 # %% [markdown]
@@ -988,8 +1012,7 @@ for name in ("01_montage", "01_half_pixel", "01_datapoints", "01_statistics", "0
 # ## Summary
 #
 # - Masks are grouped by counting labels. A mistake of one would shift all later masks, so the files are checked against each other.
-# - Preprocessing is four steps. Boxes are multiplied by $(s_x, s_y)$ and nothing else, because pixel $i$ covers $[i, i+1)$ and the padding
-#   goes right and below.
+# - Preprocessing is four steps. Boxes are multiplied by $(s_x, s_y)$ and nothing else, because pixel $i$ covers $[i, i+1)$ and the padding moves nothing.
 # - Few, large objects of very different sizes: good for a pyramid, hard for anchors that must overlap by 0.7.
 #
 # **What happened to our image:** it was read with its objects, rescaled, normalised and padded. The network's input is ready; 02 lays anchors over it.
@@ -1002,7 +1025,7 @@ for name in ("01_montage", "01_half_pixel", "01_datapoints", "01_statistics", "0
 # %% [markdown]
 # ### Exercise 1.1: padding at the left and above
 #
-# Write `moved_padding`: it takes an input as `prepare` makes it, with the padding at the right and below, and the boxes in it, and returns both with the padding at the left and above.
+# Write `moved_padding`: it takes an input as `prepare` (`lib/data/batches.py`) makes it, with the padding at the right and below, and the boxes in it, and returns both with the padding at the left and above.
 # What does every later part have to know then that it need not know now?
 
 # %%
@@ -1054,7 +1077,7 @@ else:
 # %% [markdown]
 # ### Exercise 1.3: a fourth ratio
 #
-# Which ratio (width / height) would you add to 1:2, 1:1, 2:1, so that most objects have a best shape above 0.7? Use `best_overlap(config, ratios)`. Yours must do at
+# Which ratio (width / height) would you add to 1:2, 1:1, 2:1, so that as many objects as possible have a best shape above 0.7? Use `best_overlap(config, ratios)`. Yours must do at
 # least as well as the best of 1:4, 1:3, 3:1 and 4:1. What does a fourth ratio cost?
 
 # %%
@@ -1091,7 +1114,7 @@ def cropped(image, target, window):
 
 
 # %% [markdown]
-# The check draws your crop. To train with crops, draw a window for each image in `prepare` of `lib/data/batches.py`, beside the mirror.
+# The check draws your crop. To train with crops, draw a window for each image in `prepare`, beside the mirror.
 
 # %%
 # check 1.4
@@ -1182,7 +1205,7 @@ print(f"this set: {len(dataset)} × {megabytes:.2f} MB = {len(dataset) * megabyt
 print(f"the course's: {course_images} × {megabytes:.2f} MB = {course_images * megabytes:.0f} MB, in each process")
 
 # %% [markdown]
-# The peak while many are read, one after the other, stays at about one image and its masks:
+# The peak while many are read, one after the other, does not grow with their number: one image, its masks, and copies of them on their way.
 
 # %%
 tracemalloc.start()
@@ -1192,7 +1215,7 @@ peak = tracemalloc.get_traced_memory()[1] / 1e6
 tracemalloc.stop()
 room = 2 * (megabytes + 3 * 0.12 * max(map(len, dataset.labels)))
 assert peak < room, f"{peak:.1f} MB"
-print(f"the peak stays below {room:.1f} MB; chunks of the image file: {image_file.chunks}")
+print(f"the peak: {peak:.2f} MB; chunks of the image file: {image_file.chunks}")
 
 # %% [markdown]
 # A *chunk* is what HDF5 compresses as a whole. Where a chunk is one image, reading an image touches nothing else. The chunks that h5py chooses by itself hold a
@@ -1201,10 +1224,11 @@ print(f"the peak stays below {room:.1f} MB; chunks of the image file: {image_fil
 # %% [markdown]
 # ### Files that do not belong together
 #
-# Opening a data set checks the four files against each other: shapes, counts, label values, boxes inside the frame, masks in their boxes.
+# Opening a data set checks the four files against each other: shapes, counts, label values, boxes inside the frame, masks in their boxes. A mistake is an error that names
+# the file and the image, and nothing is read. Two things are only reported, and reading goes on: a box that ends at most a pixel outside is cut off, and some masks may be empty.
 
 # %%
-show(CourseDataset._verify, CourseDataset._verify_masks, objects.mask_problems)
+show(CourseDataset._verify, CourseDataset._verify_masks, CourseDataset._report, objects.mask_problems)
 
 # %% [markdown]
 # An image without objects is a legal entry, not an error: it has boxes $(0, 4)$ and masks $(0, 300, 400)$, and goes through the same code.
