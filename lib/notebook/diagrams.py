@@ -27,7 +27,7 @@ from lib.roi_align import roi_align as pooled_cells
 _BOX = 1.04, 0.56  # of a part of the system
 _SMALL, _LARGE = (f"{module.POOL_SIZE} × {module.POOL_SIZE}" for module in (boxhead, maskhead))
 _SYSTEM = {  # each part of the system: the name that lights it up, its centre, what is written in it
-    "image": ("data", (0.57, 2.5), "image", "a photograph"),
+    "image": ("data", (0.57, 2.5), "image", "a picture"),
     "input": ("data", (2.56, 2.5), "preprocess", "rescale, pad"),
     "backbone": ("anchors", (4.72, 2.5), "backbone", f"FPN: {LEVELS[0]} … {LEVELS[-1]}"),
     "anchors": ("anchors", (2.56, 1.5), "anchors", "in every cell"),
