@@ -975,6 +975,7 @@ LOOK = {
     "missed": "the RPN's proposals, or a score below 0.5",
 }
 
+
 # %% [markdown]
 # The detections, put together again from the results, and counted over the whole test split:
 
