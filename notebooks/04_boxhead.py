@@ -970,6 +970,7 @@ def naive_detections(logits, deltas, given, target=None):
 # %%
 for_masks = boxhead.refine_for_training(logits, deltas, given, seen.targets, content, config.boxhead)
 rows = []
+kept = boxhead.refine(logits, deltas, given, content, config.boxhead)
 for name, of_lib, goal in (("testing", kept[0], None), ("training", for_masks[0], target)):
     found, counts = naive_detections(*outputs[0], goal)
     by_hand = torch.stack([box for _, _, box in found]) if found else torch.zeros(0, 4)
