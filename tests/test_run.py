@@ -24,8 +24,10 @@ NOTEBOOK = """# %% [markdown]
 # %%
 import os, pathlib
 from tqdm import tqdm
-for _ in tqdm(range(3)):
-    pass
+for epoch in range(2):
+    for _ in tqdm(range(3)):
+        pass
+    print("epoch", epoch, flush=True)
 print("kept", os.environ["WORD"], pathlib.Path.cwd())
 
 # %%
@@ -65,7 +67,8 @@ def test_outputs_stay_and_noise_goes(project):
     title, code, slider, plot = notebook.cells
     assert seconds > 0
     assert [cell.id for cell in notebook.cells] == ["cell-001", "cell-002", "cell-003", "cell-004"]
-    assert code.outputs == [{"name": "stdout", "output_type": "stream", "text": "kept hello notebooks\n"}]
+    text = "epoch 0\nepoch 1\nkept hello notebooks\n"
+    assert code.outputs == [{"name": "stdout", "output_type": "stream", "text": text}]
     assert list(slider.outputs[0].data) == ["text/plain"]
     assert "image/png" in plot.outputs[0].data
     assert "widgets" not in notebook.metadata and title.metadata == code.metadata == {}

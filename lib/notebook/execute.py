@@ -138,7 +138,8 @@ def _clean(notebook: NotebookNode, root: Path) -> NotebookNode:
         cell.id = f"cell-{number:03d}"
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "cellView"})
         if cell.cell_type == "code":
-            cell.outputs = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
+            kept = [output for output in _join_streams(cell.outputs) if _clean_output(output, f"{root}/")]
+            cell.outputs = _join_streams(kept)  # progress bars stood between them
     mark_for_nbgrader(notebook)
     return notebook
 
