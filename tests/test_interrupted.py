@@ -191,6 +191,26 @@ def test_a_signal_stops_it_within_a_step(scenes, short, uninterrupted, tmp_path,
     assert "rpn: going on after" in capsys.readouterr().out and contents(tmp_path) == uninterrupted
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_look_is_not_lost(scenes, short, uninterrupted, tmp_path, monkeypatch, number):
+    """While the state of an epoch's last step is written, and nobody looks again before the next epoch."""
+    save, saved = training.Run.save, []
+
+    def with_signal(self):
+        save(self)
+        saved.append(self.place["step"])
+        if saved[-1] == STEPS:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "save", with_signal)
+        with pytest.raises(KeyboardInterrupt):
+            train_stage("rpn", short, scenes, tmp_path)
+    assert saved == [0, STEPS]
+    train_stage("rpn", short, scenes, tmp_path)
+    assert contents(tmp_path) == uninterrupted
+
+
 def test_an_interrupted_command_is_one_line(monkeypatch, tmp_path, scenes):
     def interrupted(*arguments):
         raise KeyboardInterrupt("rpn stopped")

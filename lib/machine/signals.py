@@ -10,7 +10,8 @@ from contextlib import contextmanager
 def signals_noted() -> Iterator[list[int]]:
     """A list to which SIGINT and SIGTERM are added in place of ending the process; a second one ends it at once.
 
-    Outside the main thread signals do as they did.
+    Outside the main thread signals do as they did. Raises KeyboardInterrupt at the end where what ran inside took no
+    notice of one: it came after the last look at the list.
     """
     noted: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -30,3 +31,5 @@ def signals_noted() -> Iterator[list[int]]:
         yield noted
     finally:
         restore()
+    if noted:
+        raise KeyboardInterrupt
