@@ -7,6 +7,7 @@ NOTEBOOKS := $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py notebooks/solutio
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: help run test test-colab soak publish lint format student badges clean clean-cache clean-weights
+.PHONY: explorer report slides submission
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -16,7 +17,7 @@ run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs
 	$(BIN)/python -m lib run
 
 test: lint  ## lint, format, types, all tests and their coverage
-	$(BIN)/python -m pytest --cov=lib --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --cov=lib --cov=handin --cov-report=term:skip-covered
 
 # PYTHON313=/where/python3.13 make test-colab, where `python3.13` is not on the PATH
 test-colab: .venv-colab/.installed  ## a replica of Colab: each notebook alone, from its .ipynb, in an empty folder
@@ -44,6 +45,18 @@ format: $(VENV)/.installed-dev  ## format all code, and bring the notebooks' pai
 	$(BIN)/ruff format .
 	$(BIN)/jupytext --quiet --to py:percent $(NOTEBOOKS)
 
+explorer: $(VENV)/.installed  ## figures/explorer.html: the test images through all stages, a page that needs no kernel
+	$(BIN)/python -m handin explorer
+
+report: $(VENV)/.installed  ## report/: the run's numbers and figures, and the PDF where LaTeX is installed
+	$(BIN)/python -m handin report
+
+slides: $(VENV)/.installed  ## the deck for the five-minute video, from the same figures
+	$(BIN)/python -m handin slides
+
+submission: $(VENV)/.installed  ## the zip to hand in: code, executed notebooks, figures, report
+	$(BIN)/python -m handin submission
+
 student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
 	$(BIN)/python -m lib student
 
@@ -55,7 +68,7 @@ badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .venv-colab .hypothesis .pytest_cache .ruff_cache .mypy_cache .coverage notebooks/*.failed.ipynb
-	find lib tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find lib tests notebooks benchmarks handin -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-cache:  ## remove the stored maps that unfinished stages left, and copies of data files
 	rm -rf data/*/features weights/copies

@@ -64,6 +64,11 @@ def test_imports_point_one_way(path):
             assert PARTS.index(module) < PARTS.index(path.stem), f"lib/{path.name} must not import lib.{module}"
 
 
+@pytest.mark.parametrize("path", sorted(LIB.rglob("*.py")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_lib_never_imports_what_is_handed_in(path):
+    assert not {name for name in imports_of(path) if name.split(".")[0] == "handin"}
+
+
 def test_no_module_is_imported_in_a_circle():
     graph = {(room_of(p), p.stem): modules_of(p) for p in MODULES if p.stem != "__init__"}
     left = dict(graph)
@@ -116,6 +121,7 @@ def test_lib_stays_small():
 def test_no_file_names_a_folder_of_one_machine():
     machine = ["/".join(("", name, "")) for name in ("work", "home", "Users", "root")]
     names = ["*.md", "Makefile", "pyproject.toml", "lib/**/*.py", "notebooks/*.py", "notebooks/*.ipynb", "benchmarks/*"]
+    names += ["handin/*", "report/*.tex", "report/*.bib", "report/*.md"]
     files = [path for name in names for path in sorted(root().glob(name)) if path.is_file()]
     for path in files:
         text = path.read_text(encoding="utf-8")
@@ -132,7 +138,9 @@ def ignored(*names: str) -> list[str]:
 
 def test_git_ignores_what_a_run_makes_and_no_source():
     kept = ["lib/data/reader.py", "tests/test_run.py", "weights/.gitkeep", "figures/published/metrics.json"]
+    kept += ["report/report.tex", "report/where.md", "handin/submission.py"]
     assert ignored(*kept) == []
     made = ["data/synthetic/x.h5", "weights/demo/rpn.safetensors", ".venv/x", "notebooks/03_rpn.failed.ipynb"]
     made += ["figures/metrics.json", "figures/06_cost.csv", "figures/06_detections.png", ".venv-colab/x"]
+    made += ["report/generated/numbers.tex", "report/report.pdf", "submission.zip", "figures/index.md"]
     assert ignored(*made) == made
