@@ -80,7 +80,7 @@ def test_no_module_is_imported_in_a_circle():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_only_the_browser_knows_widgets(path):
-    assert path.stem == "browser" or not any(name.split(".")[0] == "ipywidgets" for name in imports_of(path))
+    assert path.stem == "controls" or not any(name.split(".")[0] == "ipywidgets" for name in imports_of(path))
 
 
 def test_imports_are_seen_in_every_spelling(tmp_path):

@@ -15,7 +15,7 @@ from lib.boxes import Size
 from lib.maskhead import paste_masks
 from lib.notebook.draw import class_colour
 
-Rectangle = tuple[int, int, int, int]
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; both ends are in it
 _TINT = 115  # of 255: how much of its colour a mask gives to its pixels
 
 
@@ -46,22 +46,37 @@ def outline(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], capt
     taken: list[Rectangle] = []
     for box, label, caption in zip(boxes, labels, captions, strict=True):
         _, _, right, bottom = canvas.textbbox((0, 0), caption, font)
-        taken.append(_place(box, (int(right) + 4, int(bottom) + 4), picture.size, taken))
-        colour = class_colour(label)
-        dark = np.dot(ImageColor.getrgb(colour), (0.3, 0.59, 0.11)) < 128
-        canvas.rectangle(taken[-1], fill=colour)
-        canvas.text((taken[-1][0] + 2, taken[-1][1] + 1), caption, fill="white" if dark else "black", font=font)
+        taken.append(place(box, (int(right) + 4, int(bottom) + 4), picture.size, taken))
+        write(canvas, taken[-1], caption, class_colour(label), font)
 
 
-def _place(box: np.ndarray, size: tuple[int, int], frame: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
-    """The first free place for a caption of this size: above the box, in its top, below, or the nearest free line."""
+def write(canvas: ImageDraw.ImageDraw, where: Rectangle, caption: str, colour: str, font) -> None:
+    """A caption on a ground of this colour, in black or white."""
+    dark = np.dot(ImageColor.getrgb(colour), (0.3, 0.59, 0.11)) < 128
+    canvas.rectangle(where, fill=colour)
+    canvas.text((where[0] + 2, where[1] + 1), caption, fill="white" if dark else "black", font=font)
+
+
+def place(box: np.ndarray, size: tuple[int, int], frame: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
+    """Where a caption of this size (width, height) goes: above the box, in its top, below, or the nearest free line."""
     (w, h), (left, top, bottom) = size, (int(box[0]), int(box[1]), int(box[3]))
-    x, lowest = max(0, min(left, frame[0] - w)), max(0, frame[1] - h)
-    lines = sorted(range(0, lowest + 1, h), key=lambda y: abs(y - top))
-    places = [(x, y, x + w - 1, y + h - 1) for y in (top - h, top, bottom, *lines) if 0 <= y <= lowest]
-    free = (p for p in places if not any(_overlap(p, other) for other in taken))
-    return next(free, places[0])
+    lines = sorted(range(0, max(0, frame[1] - h) + 1, h), key=lambda y: abs(y - top))
+    places = within([(left, y) for y in (top - h, top, bottom, *lines)], size, frame)
+    return first_free(places, taken) or places[0]
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
-    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+def within(corners: Sequence[tuple[int, int]], size: tuple[int, int], frame: tuple[int, int]) -> list[Rectangle]:
+    """Rectangles of a size (width, height), moved sideways into the frame, without those above or below it."""
+    (w, h), lowest = size, max(0, frame[1] - size[1])
+    moved = [(max(0, min(x, frame[0] - w)), y) for x, y in corners if 0 <= y <= lowest]
+    return [(x, y, x + w - 1, y + h - 1) for x, y in moved]
+
+
+def first_free(places: Sequence[Rectangle], taken: Sequence[Rectangle]) -> Rectangle | None:
+    """The first place that covers none that is taken."""
+    here, others = np.array(places, int).reshape(-1, 1, 4), np.array(taken, int).reshape(-1, 4)
+    apart: np.ndarray = (here[..., :2] > others[:, 2:]) | (
+        others[:, :2] > here[..., 2:]
+    )  # to one side, or above or below
+    free = np.flatnonzero(apart.any(axis=2).all(axis=1))
+    return places[free[0]] if len(free) else None
