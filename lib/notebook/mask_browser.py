@@ -14,14 +14,30 @@ from torch import Tensor
 from lib.data.batches import Examples
 from lib.maskhead import THRESHOLD, paste_masks
 from lib.maskrcnn import MaskRCNN
-from lib.notebook import controls
-from lib.notebook.controls import ALL, CAPTIONED, LEAST, Browser, choice, offer, plural, slider, tick
+from lib.notebook.controls import (
+    ALL,
+    ANY,
+    CAPTIONED,
+    LEAST,
+    Browser,
+    alone,
+    button,
+    control,
+    offer,
+    plural,
+    slider,
+    tick,
+)
 from lib.notebook.draw import COLOURS, class_colour
 from lib.notebook.outcomes import RIGHT, Outcome, judged, mask_ious
 from lib.notebook.pixels import Canvas
 
-ANY = 0  # in place of a class's label
-BOTH, FOUND, TRUTH, DIFFERENCE = "prediction and ground truth", "prediction", "ground truth", "difference in pixels"
+BOTH, FOUND, TRUTH, DIFFERENCE = SHOWS = (
+    "prediction and ground truth",
+    "prediction",
+    "ground truth",
+    "difference in pixels",
+)
 
 
 class MaskBrowser(Browser):
@@ -34,43 +50,39 @@ class MaskBrowser(Browser):
         if stage == "rpn":
             raise ValueError("an RPN alone finds no masks: browse it with StageBrowser, or train the box head")
         self.model, self.stage = model, stage
-        self.sets = dict(datasets) if isinstance(datasets, Mapping) else {"": datasets}
-        classes = next(iter(self.sets.values())).classes
-        self.names = ("background", *classes)
-        self.split = choice("split", list(self.sets), "which data set")
-        self.what = choice("show", [BOTH, FOUND, TRUTH, DIFFERENCE], "whose masks and boxes are drawn")
-        self.class_ = choice(
-            "class", [(ALL, ANY), *((n, k) for k, n in enumerate(classes, 1))], "objects of which class"
+        self.sets = datasets if isinstance(datasets, Mapping) else {"the one": datasets}
+        first = next(iter(self.sets.values()))
+        self.class_names = ("background", *first.classes)
+        self.split = control("Dropdown", "split", "which data set", options=list(self.sets))
+        self.what = control("Dropdown", "show", "whose masks and boxes are drawn", options=SHOWS)
+        options = [(ALL, ANY), *((name, n) for n, name in enumerate(first.classes, start=1))]
+        self.of = control("Dropdown", "class", "objects and detections of which class", options=options)
+        self.score = slider("score at least", 0.5, LEAST, 0.95, "what scores less is left out")
+        self.threshold = slider(
+            "mask threshold", THRESHOLD, 0.05, 0.95, "from which probability on a pixel is the object's"
         )
-        self.score = slider("score at least", 0.5, LEAST, 0.95, 0.05, "what scores less is left out")
-        hint = "a pixel belongs to a mask from this probability on"
-        self.threshold = slider("mask threshold", THRESHOLD, 0.05, 0.95, 0.05, hint)
-        self.opacity = slider("opacity of masks", 0.45, 0.0, 1.0, 0.05, "how much a mask covers of the picture")
+        self.opacity = slider("opacity of masks", 0.45, 0.0, 1.0, "how much a mask covers of the picture")
         self.boxes = tick("boxes", True, "draw boxes and captions")
-        self.rows = controls.rows_to_pick("what was found, and what was missed; one that is chosen is drawn alone")
-        first = [self.split, self.what] if len(self.sets) > 1 else [self.what]
-        rows = [first, [self.class_, self.boxes], [self.score], [self.threshold], [self.opacity]]
-        super().__init__("masks", next(iter(self.sets.values())), rows, [self.rows])
-        following = controls.button(
-            "next mistake", "the next image with a missed object or a false detection", self.next_mistake
-        )
-        self.buttons.children = (*self.buttons.children, following)
-        self.split.unobserve(self.redraw, "value")
-        self.split.observe(lambda change: self.show_set(self.sets[change["new"]]), "value")
+        hint = "what was found, and what was missed: one that is chosen is drawn alone"
+        self.rows = control("Select", "highlight", hint, "800px", options=[("nothing", ())], rows=6)
+        chosen = [self.split] * (len(self.sets) > 1) + [self.what, self.of, self.boxes]
+        hint = "the next image in which an object is missed or a detection is false"
+        following = button("next mistake", hint, self.next_mistake)
+        sliders = [self.score], [self.threshold], [self.opacity]
+        super().__init__("masks", first, [chosen, *sliders], [self.rows], [following])
+        self.split.observe(lambda _: self.show_set(self.sets[self.split.value]), "value")
         self.score.observe(self.list_again, "value")
-        self.rows.observe(self.redraw, "value")
 
     def orders(self):
-        def masks(index):
-            outcome, ious = self.record(index)
-            right = zip(outcome.above(self.score.value).kinds, ious, strict=False)
-            return 1 - min((iou for kind, iou in right if kind == RIGHT), default=1.0)
+        def worst(index):
+            pairs = zip(self._at_score(index).kinds, self.record(index)[1], strict=False)
+            return 1 - min((iou for kind, iou in pairs if kind == RIGHT), default=1.0)
 
-        orders = {
+        boxes = {
             "missed objects": lambda index: len(self._at_score(index).missed),
             "false detections": lambda index: self._at_score(index).false,
         }
-        return orders | ({} if self.stage == "boxhead" else {"right, but the worst masks first": masks})
+        return boxes | ({"the worst mask of a right detection first": worst} if self.stage != "boxhead" else {})
 
     def recorded(self, seen):
         masks = self._pasted(seen, list(range(len(seen.labels))), THRESHOLD)
@@ -79,78 +91,76 @@ class MaskBrowser(Browser):
     def _at_score(self, index: int) -> Outcome:
         return self.record(index)[0].above(self.score.value)
 
+    @alone
     def next_mistake(self) -> None:
         """Go to the next image, of those listed, in which something is missed or false at this score."""
         at, count = self.position.value, len(self.images)
-        with self._told():
-            for place in (*range(at + 1, count), *range(at)):
-                outcome = self._at_score(self.images[place])
-                if outcome.missed or outcome.false:
-                    self.position.value = place
-                    return
-            raise ValueError("no other image of this list has a missed object or a false detection at this score")
+        for place in (*range(at + 1, count), *range(at)):
+            outcome = self._at_score(self.images[place])
+            if outcome.missed or outcome.false:
+                self.position.value = place
+                return self._draw()
+        raise ValueError("no other image of this list has a missed object or a false detection at this score")
 
     def look(self, index):
         image, target = self.dataset[index]
-        device = next(self.model.parameters()).device
-        (found,) = self.model.eval()(image[None].to(device), self.stage, paste=False)
-        found = {k: found[k].cpu() for k in ("boxes", "labels", "scores", "masks") if k in found}
-        outcome = judged(found, target["boxes"], target["labels"])
+        (found,) = self.model.eval()(image[None].to(next(self.model.parameters()).device), self.stage, paste=False)
+        found = {name: value.cpu() for name, value in found.items()}
         truth = target.get("masks", torch.zeros((len(target["boxes"]), *image.shape[1:]), dtype=torch.uint8))
-        about = {"index": index, "image": image, "size": (image.shape[1], image.shape[2]), "target": target}
         labels = {"labels": found["labels"].tolist(), "true_labels": target["labels"].tolist()}
-        return SimpleNamespace(**about, **labels, found=found, truth=truth, outcome=outcome)
-
-    def draw(self, seen, detail):
-        outcome, of = seen.outcome.above(self.score.value), self.class_.value
-        shown = [n for n, label in enumerate(seen.labels[: len(outcome.kinds)]) if of in (ANY, label)]
-        objects = [n for n, label in enumerate(seen.true_labels) if of in (ANY, label)]
-        masks = self._pasted(seen, shown, self.threshold.value)
-        ious = mask_ious(masks, [outcome.objects[n] for n in shown], seen.truth)
-        lost = [n for n in outcome.missed if n in objects]
-        offer(self.rows, self._table(seen, outcome, shown, ious, lost))
-        words = self._summary(outcome, shown, objects, lost)
-        if picked := self.rows.value:
-            keep = [k for k, n in enumerate(shown) if n == picked[1]]
-            shown, objects, masks = [shown[k] for k in keep], [n for n in objects if n == picked[2]], masks[keep]
-        canvas = Canvas(seen.image, seen.size, detail=detail)
-        if self.what.value == DIFFERENCE:
-            words += self._draw_difference(canvas, masks, seen.truth[objects])
-        else:
-            self._draw_masks(canvas, seen, shown, masks, objects)
-        if self.boxes.value:
-            self._draw_boxes(canvas, seen, shown, objects, "double" if picked else None)
-        return canvas, words
+        outcome, about = judged(found, target["boxes"], target["labels"]), {"index": index, "boxes": target["boxes"]}
+        return SimpleNamespace(
+            image=image, size=tuple(image.shape[1:]), found=found, truth=truth, outcome=outcome, **labels, **about
+        )
 
     def _pasted(self, seen, which: list[int], threshold: float) -> Tensor:
-        """Masks (., H, W) of some detections; none without a mask head."""
+        """Masks (., H, W) uint8 of some detections; empty ones without a mask head."""
         if "masks" not in seen.found:
             return torch.zeros((len(which), *seen.size), dtype=torch.uint8)
         return paste_masks(seen.found["masks"][which], seen.found["boxes"][which], seen.size, threshold)
 
-    def _table(self, seen, outcome: Outcome, shown, ious, lost) -> list[tuple[str, tuple]]:
+    def draw(self, seen, detail):
+        outcome, what, opacity = seen.outcome.above(self.score.value), self.what.value, self.opacity.value
+        found = [n for n in range(len(outcome.kinds)) if self.of.value in (ANY, seen.labels[n])]
+        objects = [n for n, label in enumerate(seen.true_labels) if self.of.value in (ANY, label)]
+        masks = self._pasted(seen, found, self.threshold.value)
+        ious = mask_ious(masks, [outcome.objects[n] for n in found], seen.truth)
+        offer(self.rows, self._table(seen, outcome, dict(zip(found, ious, strict=True)), objects))
+        words = self._words(outcome, found, objects)
+        if picked := self.rows.value:
+            masks, objects = masks[[n == picked[1] for n in found]], [n for n in objects if n == picked[2]]
+            found = [n for n in found if n == picked[1]]
+        canvas = Canvas(seen.image, seen.size, detail=detail)
+        if what == DIFFERENCE:
+            words += self._draw_difference(canvas, masks, seen.truth[objects])
+        if what in (BOTH, FOUND):
+            labels = [seen.labels[n] for n in found]
+            names, colours = [self.class_names[n] for n in labels], [class_colour(n) for n in labels]
+            canvas.masks(masks.numpy(), colours, names, opacity)
+        if what in (BOTH, TRUTH):
+            many, filled = len(objects), opacity * (what == TRUTH)
+            canvas.masks(seen.truth[objects].numpy(), [COLOURS["truth"]] * many, ["ground truth"] * many, filled, True)
+        if self.boxes.value:
+            self._draw_boxes(canvas, seen, found if what != TRUTH else [], objects if what != FOUND else [])
+        return canvas, words
+
+    def _table(self, seen, outcome: Outcome, ious: Mapping[int, float], objects: list[int]) -> list[tuple[str, tuple]]:
         """A row for each detection and for each missed object: its words; the image, the detection and the object."""
         rows: list[tuple[str, tuple]] = [("nothing: all are drawn", ())]
-        for n, iou in zip(shown, ious, strict=True):
-            about = f"{self.names[seen.labels[n]]}, score {outcome.scores[n]:.2f}, box IoU {outcome.overlaps[n]:.2f}"
-            about += f", mask IoU {iou:.2f}" * ("masks" in seen.found)
+        for n, iou in ious.items():
+            about = (
+                f"{self.class_names[seen.labels[n]]}, score {outcome.scores[n]:.2f}, box IoU {outcome.overlaps[n]:.2f}"
+            )
+            about += f", mask IoU {iou:.2f}" if "masks" in seen.found else ""
             rows.append((f"{n + 1}. {outcome.kinds[n]}: {about}", (seen.index, n, outcome.objects[n])))
-        return rows + [(f"missed: {self.names[seen.true_labels[n]]}", (seen.index, None, n)) for n in lost]
+        lost = [n for n in outcome.missed if n in objects]
+        return rows + [(f"missed: {self.class_names[seen.true_labels[n]]}", (seen.index, None, n)) for n in lost]
 
-    def _summary(self, outcome: Outcome, shown, objects, lost) -> str:
-        kinds = [outcome.kinds[n] for n in shown]
-        counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)] + [f"{len(lost)} missed"] * bool(lost)
-        found = f"{plural(len(shown), 'detection')} with a score of at least {self.score.value:.2f}"
-        return f"{plural(len(objects), 'object')}, {found}: {', '.join(counts) or 'nothing'}."
-
-    def _draw_masks(self, canvas: Canvas, seen, shown, masks: Tensor, objects) -> None:
-        labels, what, opacity = [seen.labels[n] for n in shown], self.what.value, self.opacity.value
-        if what != TRUTH:
-            names = [self.names[n] for n in labels]
-            canvas.masks(masks.numpy(), [class_colour(n) for n in labels], names, opacity)
-        if what != FOUND:
-            many, filled = len(objects), opacity if what == TRUTH else 0.0
-            canvas.masks(seen.truth[objects].numpy(), [COLOURS["truth"]] * many, ["ground truth"] * many, filled, True)
+    def _words(self, outcome: Outcome, found: list[int], objects: list[int]) -> str:
+        kinds = [outcome.kinds[n] for n in found] + ["missed" for n in outcome.missed if n in objects]
+        counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+        detections = f"{plural(len(found), 'detection')} with a score of at least {self.score.value:.2f}"
+        return f"{plural(len(objects), 'object')}, {detections}: {', '.join(counts) or 'nothing'}."
 
     def _draw_difference(self, canvas: Canvas, masks: Tensor, truth: Tensor) -> str:
         found, there = ((m != 0).any(dim=0).numpy() for m in (masks, truth))
@@ -160,12 +170,10 @@ class MaskBrowser(Browser):
         counts = ", ".join(f"{plural(size, 'pixel')} {name}" for name, size in sizes.items())
         return f" {counts}; IoU {sizes['hit'] / max(sum(sizes.values()), 1):.2f}."
 
-    def _draw_boxes(self, canvas: Canvas, seen, shown, objects, line: str | None) -> None:
-        found, what = seen.found, self.what.value
-        if what != FOUND:
-            names = [self.names[seen.true_labels[n]] for n in objects]
-            canvas.boxes(seen.target["boxes"][objects], "ground truth", names if what == TRUTH else ())
-        if what != TRUTH:
-            scores = found["scores"][shown].tolist()
-            captions = [f"{self.names[seen.labels[n]]} {s:.2f}" for n, s in zip(shown, scores, strict=True)][:CAPTIONED]
-            canvas.boxes(found["boxes"][shown], "detection", captions, found["labels"][shown], self.names, line)
+    def _draw_boxes(self, canvas: Canvas, seen, found: list[int], objects: list[int]) -> None:
+        names, line = self.class_names, "double" if self.rows.value else ""
+        captions = [f"{names[seen.labels[n]]} {seen.outcome.scores[n]:.2f}" for n in found]
+        labels = seen.found["labels"][found]
+        canvas.boxes(seen.found["boxes"][found], "detection", captions[:CAPTIONED], labels, names, line)
+        alone_there = [names[seen.true_labels[n]] for n in objects] if not found else ()
+        canvas.boxes(seen.boxes[objects], "ground truth", alone_there)

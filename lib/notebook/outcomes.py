@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib.boxes import Named, iou_matrix
 
-RIGHT, MISSED = "right", "missed"
+RIGHT = "right"
 OVERLAP, TOUCH = 0.5, 0.1  # IoU with an object: from here on a box fits it, or is at least badly placed
 
 

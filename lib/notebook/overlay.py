@@ -59,7 +59,7 @@ def write(canvas: ImageDraw.ImageDraw, where: Rectangle, caption: str, colour: s
 
 def place(box: np.ndarray, size: tuple[int, int], frame: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
     """Where a caption of this size (width, height) goes: above the box, in its top, below, or the nearest free line."""
-    (w, h), (left, top, bottom) = size, (int(box[0]), int(box[1]), int(box[3]))
+    h, (left, top, bottom) = size[1], (int(box[0]), int(box[1]), int(box[3]))
     lines = sorted(range(0, max(0, frame[1] - h) + 1, h), key=lambda y: abs(y - top))
     places = within([(left, y) for y in (top - h, top, bottom, *lines)], size, frame)
     return first_free(places, taken) or places[0]
