@@ -14,7 +14,7 @@ from lib.boxes import inside, iou_matrix
 from lib.config import Config
 from lib.data.batches import Examples
 from lib.matching import IGNORED, NEGATIVE, POSITIVE, match_anchors
-from lib.notebook.controls import ALL, ANY, CAPTIONED, Browser, control, offer, plural, slider, tick
+from lib.notebook.controls import ALL, Browser, control, offer, plural, slider, tick
 from lib.notebook.pixels import Canvas
 from lib.preprocess import content_size, preprocess_targets
 from lib.rpn import NEGATIVE_IOU, POSITIVE_IOU
@@ -35,11 +35,11 @@ class AnchorBrowser(Browser):
         self.positive = slider("positive: IoU above", POSITIVE_IOU, 0.3, 0.95, hint)
         hint = "an anchor that is not positive is negative where its IoU with every object is below this"
         self.negative = slider("negative: IoU below", NEGATIVE_IOU, 0.05, 0.7, hint)
-        self.level = control("Dropdown", "level", "of which level of the pyramid", options=[ALL, *LEVELS])
-        options = [(ALL, ANY), *((f"{ratio:g}", n) for n, ratio in enumerate(ratios))]
+        self.level = control("Dropdown", "level", "of which level of the pyramid", options=["all", *LEVELS])
+        options = [ALL, *((f"{ratio:g}", n) for n, ratio in enumerate(ratios))]
         self.ratio = control("Dropdown", "width : height", "of which aspect ratio, width over height", options=options)
         hint = "only the anchors that overlap this object more than others, with their IoU"
-        self.object = control("Dropdown", "object", hint, options=[(ALL, ANY)])
+        self.object = control("Dropdown", "object", hint, options=[ALL])
         kinds = ["positive", "negative", "ignored"] + ["across the boundary"] * self.removes
         self.kinds = {kind: tick(kind, kind == "positive", f"draw anchors of the kind {kind}") for kind in kinds}
         self.heat = tick("heat map of the best IoU", False, "colour each cell by the best IoU of its anchors")
@@ -47,7 +47,7 @@ class AnchorBrowser(Browser):
         super().__init__("anchors", dataset, [[self.positive], [self.negative], *chosen])
 
     def orders(self):
-        return {"the worst fit of an object first": lambda index: 1 - self.record(index)}
+        return {"objects that no anchor fits, worst first": lambda index: 1 - self.record(index)}
 
     def recorded(self, seen):
         return min(seen.best, default=1.0)
@@ -74,14 +74,14 @@ class AnchorBrowser(Browser):
 
     def draw(self, seen, detail):
         names = [f"{n}: {name}" for n, name in enumerate(seen.names)]
-        offer(self.object, [(ALL, ANY), *((name, n) for n, name in enumerate(names))])
+        offer(self.object, [ALL, *((name, n) for n, name in enumerate(names))])
         kinds, matched = self.assigned(seen)
         here = torch.ones(len(self.anchors), dtype=torch.bool)
         for of, value in ((self.levels, self.level.index - 1), (self.ratios, self.ratio.value)):
-            here &= (of == value) | (value == ANY)
-        iou = seen.iou[:, self.object.value, None] if self.object.value != ANY else seen.iou
+            here &= (of == value) | (value == ALL[1])
+        iou = seen.iou[:, self.object.value, None] if self.object.value != ALL[1] else seen.iou
         best = iou.amax(dim=1) if iou.shape[1] else iou.new_zeros(len(iou))
-        shown = here & ((matched == self.object.value) & (best > 0) | (self.object.value == ANY))
+        shown = here & ((matched == self.object.value) & (best > 0) | (self.object.value == ALL[1]))
         canvas = Canvas(seen.image, seen.content, self.config.image.padded_size, seen.content[1] // 16, detail)
         if self.heat.value:
             canvas.heat(self._maps(best * here), "best IoU of a cell's anchors, 0 to 1")
@@ -100,8 +100,8 @@ class AnchorBrowser(Browser):
             return f"{len(index):,} {kind}"
         some = index[torch.linspace(0, len(index) - 1, min(SHOWN, len(index))).long()]
         captions = [f"{LEVELS[n]} {v:.2f}" for n, v in zip(self.levels[some], best[some], strict=True)]
-        told = kind == "positive" or self.object.value != ANY
-        canvas.boxes(self.anchors[some], kind, captions[: CAPTIONED * told])
+        told = kind == "positive" or self.object.value != ALL[1]
+        canvas.boxes(self.anchors[some], kind, captions if told else ())
         return f"{len(index):,} {kind}" + f" ({len(some)} of {len(index):,} drawn)" * (len(some) < len(index))
 
     def _maps(self, best: Tensor) -> list[Tensor]:

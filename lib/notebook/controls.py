@@ -25,8 +25,7 @@ from lib.notebook.pixels import WIDTH, encoded
 
 KEPT = 8  # images whose results a browser keeps
 IDLE, LONG = 0.4, 0.5  # seconds: idle before the next image is looked at; where that takes longer, it is not done again
-ALL, ANY = "all", -1  # of a list's entries the one for no choice, and its value
-CAPTIONED = 20  # boxes of a kind that get a caption, at most
+ALL = "all", -1  # of a list of choices the one for none, and its value
 LEAST = 0.05  # score that a slider can ask for
 IN_ORDER = "all images, in order"
 KEYS = (
@@ -51,12 +50,12 @@ def control(kind: str, description: str, hint: str, width: str = "340px", **trai
 def slider(description: str, value: float, low: float, high: float, hint: str, step: float = 0.05) -> Any:
     """A wide slider that speaks when it is let go: each value costs a drawing and, in Colab, a picture's journey."""
     kind, scale = "IntSlider" if isinstance(step, int) else "FloatSlider", {"min": low, "max": high, "step": step}
-    return control(kind, description, hint, "560px", value=value, continuous_update=False, **scale)
+    return control(kind, description, hint, f"{WIDTH}px", value=value, continuous_update=False, **scale)
 
 
 def tick(description: str, value: bool, hint: str) -> Any:
     box = control("Checkbox", description, hint, "auto", value=value, indent=False)
-    box.layout.margin = "2px 24px 2px 0"
+    box.layout.margin = "2px 12px 2px 24px"  # apart from what stands beside it
     return box
 
 
@@ -108,11 +107,11 @@ class Browser(widgets.VBox):
     def __init__(self, name: str, dataset: Examples, rows: Sequence[Sequence[widgets.Widget]], below=(), buttons=()):
         self.name, self.busy, self._ahead = name, False, True
         self.position = slider("image", 0, 0, 1, "which image of those that are gone through", 1)
-        self.play = widgets.Play(interval=1500, max=1, layout={"width": "140px"})
+        self.play = widgets.Play(interval=1500, max=1, layout={"width": "auto"})
         hint = "all images, or those in which something went wrong"
         self.order = control("Dropdown", "go through", hint, "480px", options=[IN_ORDER])
         self.picture = widgets.Image(format="jpeg", layout={"max_width": "100%", "width": f"{WIDTH}px"})
-        self.words, self.status, keys = widgets.HTML(), widgets.HTML(), widgets.HTML(f"<small>{KEYS}</small>")
+        self.words, self.status, keys = widgets.HTML(), widgets.HTML(), widgets.HTML(_spoken(KEYS))
         steps = button("◀ back", "the image before", lambda: self.step(-1)), button("next ▶", "", lambda: self.step(1))
         saved = button("Save figure", "write this picture to the folder of figures, as PDF and as PNG", self.save)
         lines = [
@@ -182,7 +181,8 @@ class Browser(widgets.VBox):
     def _draw(self) -> None:
         canvas, words = self.draw(self.see(self.index), 1)
         self.drawn = canvas.finished()
-        place = "" if self.listed == IN_ORDER else f" ({self.position.value + 1:,} of {len(self.images):,} listed)"
+        place = f", the {self.position.value + 1:,}. of {len(self.images):,} in “{self.listed}”"
+        place *= self.listed != IN_ORDER
         self.picture.value, self.words.value = encoded(self.drawn), _spoken(f"Image {self.index:,}{place}: {words}")
         self.say("")
         with suppress(RuntimeError):  # no loop runs in a plain Python process
@@ -216,4 +216,4 @@ class Browser(widgets.VBox):
 
 def _spoken(text: str) -> str:
     """Text that a screen reader reads out when it changes."""
-    return f'<div role="status" style="max-width: {WIDTH}px">{html.escape(text)}</div>'
+    return f'<div role="status" style="max-width: {WIDTH}px; line-height: 1.4">{html.escape(text)}</div>'

@@ -14,30 +14,13 @@ from torch import Tensor
 from lib.data.batches import Examples
 from lib.maskhead import THRESHOLD, paste_masks
 from lib.maskrcnn import MaskRCNN
-from lib.notebook.controls import (
-    ALL,
-    ANY,
-    CAPTIONED,
-    LEAST,
-    Browser,
-    alone,
-    button,
-    control,
-    offer,
-    plural,
-    slider,
-    tick,
-)
+from lib.notebook.controls import ALL, LEAST, Browser, alone, button, control, offer, plural, slider, tick
 from lib.notebook.draw import COLOURS, class_colour
 from lib.notebook.outcomes import RIGHT, Outcome, judged, mask_ious
 from lib.notebook.pixels import Canvas
 
-BOTH, FOUND, TRUTH, DIFFERENCE = SHOWS = (
-    "prediction and ground truth",
-    "prediction",
-    "ground truth",
-    "difference in pixels",
-)
+SHOWS = "prediction and ground truth", "prediction", "ground truth", "difference in pixels"
+BOTH, FOUND, TRUTH, DIFFERENCE = SHOWS
 
 
 class MaskBrowser(Browser):
@@ -54,13 +37,12 @@ class MaskBrowser(Browser):
         first = next(iter(self.sets.values()))
         self.class_names = ("background", *first.classes)
         self.split = control("Dropdown", "split", "which data set", options=list(self.sets))
-        self.what = control("Dropdown", "show", "whose masks and boxes are drawn", options=SHOWS)
-        options = [(ALL, ANY), *((name, n) for n, name in enumerate(first.classes, start=1))]
+        self.what = control("Dropdown", "show", "whose masks and boxes are drawn", "460px", options=SHOWS)
+        options = [ALL, *((name, n) for n, name in enumerate(first.classes, start=1))]
         self.of = control("Dropdown", "class", "objects and detections of which class", options=options)
         self.score = slider("score at least", 0.5, LEAST, 0.95, "what scores less is left out")
-        self.threshold = slider(
-            "mask threshold", THRESHOLD, 0.05, 0.95, "from which probability on a pixel is the object's"
-        )
+        hint = "the probability from which on a pixel is the object's"
+        self.threshold = slider("mask threshold", THRESHOLD, 0.05, 0.95, hint)
         self.opacity = slider("opacity of masks", 0.45, 0.0, 1.0, "how much a mask covers of the picture")
         self.boxes = tick("boxes", True, "draw boxes and captions")
         hint = "what was found, and what was missed: one that is chosen is drawn alone"
@@ -82,7 +64,7 @@ class MaskBrowser(Browser):
             "missed objects": lambda index: len(self._at_score(index).missed),
             "false detections": lambda index: self._at_score(index).false,
         }
-        return boxes | ({"the worst mask of a right detection first": worst} if self.stage != "boxhead" else {})
+        return boxes | ({"right, but the worst masks first": worst} if self.stage != "boxhead" else {})
 
     def recorded(self, seen):
         masks = self._pasted(seen, list(range(len(seen.labels))), THRESHOLD)
@@ -109,9 +91,8 @@ class MaskBrowser(Browser):
         truth = target.get("masks", torch.zeros((len(target["boxes"]), *image.shape[1:]), dtype=torch.uint8))
         labels = {"labels": found["labels"].tolist(), "true_labels": target["labels"].tolist()}
         outcome, about = judged(found, target["boxes"], target["labels"]), {"index": index, "boxes": target["boxes"]}
-        return SimpleNamespace(
-            image=image, size=tuple(image.shape[1:]), found=found, truth=truth, outcome=outcome, **labels, **about
-        )
+        pictures = {"image": image, "size": tuple(image.shape[1:]), "truth": truth}
+        return SimpleNamespace(**pictures, **labels, **about, found=found, outcome=outcome)
 
     def _pasted(self, seen, which: list[int], threshold: float) -> Tensor:
         """Masks (., H, W) uint8 of some detections; empty ones without a mask head."""
@@ -121,8 +102,8 @@ class MaskBrowser(Browser):
 
     def draw(self, seen, detail):
         outcome, what, opacity = seen.outcome.above(self.score.value), self.what.value, self.opacity.value
-        found = [n for n in range(len(outcome.kinds)) if self.of.value in (ANY, seen.labels[n])]
-        objects = [n for n, label in enumerate(seen.true_labels) if self.of.value in (ANY, label)]
+        found = [n for n in range(len(outcome.kinds)) if self.of.value in (ALL[1], seen.labels[n])]
+        objects = [n for n, label in enumerate(seen.true_labels) if self.of.value in (ALL[1], label)]
         masks = self._pasted(seen, found, self.threshold.value)
         ious = mask_ious(masks, [outcome.objects[n] for n in found], seen.truth)
         offer(self.rows, self._table(seen, outcome, dict(zip(found, ious, strict=True)), objects))
@@ -148,9 +129,8 @@ class MaskBrowser(Browser):
         """A row for each detection and for each missed object: its words; the image, the detection and the object."""
         rows: list[tuple[str, tuple]] = [("nothing: all are drawn", ())]
         for n, iou in ious.items():
-            about = (
-                f"{self.class_names[seen.labels[n]]}, score {outcome.scores[n]:.2f}, box IoU {outcome.overlaps[n]:.2f}"
-            )
+            name, score, overlap = self.class_names[seen.labels[n]], outcome.scores[n], outcome.overlaps[n]
+            about = f"{name}, score {score:.2f}, box IoU {overlap:.2f}"
             about += f", mask IoU {iou:.2f}" if "masks" in seen.found else ""
             rows.append((f"{n + 1}. {outcome.kinds[n]}: {about}", (seen.index, n, outcome.objects[n])))
         lost = [n for n in outcome.missed if n in objects]
@@ -174,6 +154,6 @@ class MaskBrowser(Browser):
         names, line = self.class_names, "double" if self.rows.value else ""
         captions = [f"{names[seen.labels[n]]} {seen.outcome.scores[n]:.2f}" for n in found]
         labels = seen.found["labels"][found]
-        canvas.boxes(seen.found["boxes"][found], "detection", captions[:CAPTIONED], labels, names, line)
+        canvas.boxes(seen.found["boxes"][found], "detection", captions, labels, names, line)
         alone_there = [names[seen.true_labels[n]] for n in objects] if not found else ()
         canvas.boxes(seen.boxes[objects], "ground truth", alone_there)

@@ -22,6 +22,7 @@ from lib.notebook import overlay
 from lib.notebook.draw import COLOURS, class_colour
 
 WIDTH, TEXT = 800, 13  # pixels of a picture and of a line of text, as shown
+CAPTIONED = 20  # boxes of one call that get a caption, at most
 TILES = {
     "dashed": "########....",
     "dotted": "###...",
@@ -35,7 +36,7 @@ STYLES = {  # of a kind of box: colour, line, its width
     "across the boundary": ("#CC79A7", "dash-dotted", 2),
     "anchor": (COLOURS["positive"], "solid", 2),
     "proposal": (COLOURS["predicted"], "solid", 2),
-    "detection": ("", "solid", 2),  # in the colour of its class
+    "detection": (COLOURS["predicted"], "solid", 2),  # or its class's colour
     "suppressed by NMS": ("#FFFFFF", "dotted", 1),
 }
 AREAS = {"hit": "#56B4E9", "false": "#D55E00", "missed": "#F0E442"}  # of pixels: plain, striped, chequered
@@ -54,7 +55,8 @@ class Canvas:
         self.frame, self.detail = frame or content, detail
         self.zoom = WIDTH * detail / (self.frame[1] + 2 * margin)
         self.corner, self.content = (round(margin * self.zoom),) * 2, self._shown(content)
-        self.image = Image.new("RGB", (WIDTH * detail, self._shown(self.frame)[1] + 2 * self.corner[0]), "#404040")
+        self.image = Image.new("RGB", (WIDTH * detail, self._shown(self.frame)[1] + 2 * self.corner[0]), "#606060")
+        self.image.paste("#181818", (*self.corner, *(n + self.corner[0] for n in self._shown(self.frame))))  # padding
         pixels = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
         self.image.paste(pixels.resize(self.content, Image.Resampling.BILINEAR), self.corner)
         self.outlines: list[tuple[np.ndarray, str, str, int]] = []
@@ -75,7 +77,7 @@ class Canvas:
             style = colour, line or own_line, width * self.detail
             self.outlines.append((box, *style))
             self.legend[word] = partial(_outline, style=style, detail=self.detail)
-        self.captions += zip(shown, colours, captions, strict=False)
+        self.captions += zip(shown, colours, captions[:CAPTIONED], strict=False)
 
     def masks(self, masks: np.ndarray, colours: Sequence[str], names: Sequence[str], opacity: float, dashed=False):
         """Masks (D, h, w) of 0 and 1 in the content, the first on top, tinted by `opacity` in 0 to 1, with an edge."""

@@ -17,7 +17,7 @@ from lib.config import STAGES
 from lib.data.batches import Examples
 from lib.maskhead import paste_masks
 from lib.maskrcnn import MaskRCNN
-from lib.notebook.controls import CAPTIONED, LEAST, Browser, control, plural, slider, tick
+from lib.notebook.controls import LEAST, Browser, control, plural, slider, tick
 from lib.notebook.draw import class_colour
 from lib.notebook.outcomes import OVERLAP, judged, reached
 from lib.notebook.pixels import Canvas
@@ -92,7 +92,7 @@ class StageBrowser(Browser):
         classes = [""] * len(drawn) if labels is None else [f"{names[n]} " for n in labels.tolist()]
         captions = [f"{name}{score:.2f}" for name, score in zip(classes, boxes["scores"][drawn], strict=True)]
         kind = "anchor" if part == ANCHORS else "proposal"
-        canvas.boxes(boxes["boxes"][drawn], kind, captions[:CAPTIONED], labels, names)
+        canvas.boxes(boxes["boxes"][drawn], kind, captions, labels, names)
         if self.suppressed.value:
             canvas.boxes(boxes["boxes"][gone][:most], "suppressed by NMS")
         masks = self._draw_masks(canvas, seen, drawn) if part == MASKS else ""
