@@ -93,9 +93,8 @@ class Canvas:
         table = np.array([(0, 0, 0), *map(ImageColor.getrgb, colours)], np.uint8)
         over, mask = (Image.fromarray(self._stretched(grid)) for grid in (table[owner], strength))
         self.image.paste(over, self.corner, mask)
-        self.legend = {
-            n: partial(_area, colour=c, kind="hit") for n, c in zip(names, colours, strict=True)
-        } | self.legend
+        for name, colour in zip(names, colours, strict=True):
+            self.legend.setdefault(name, partial(_area, colour=colour, kind="hit"))
 
     def areas(self, masks: dict[str, np.ndarray], opacity: float) -> None:
         """Masks (h, w) bool, by their name in AREAS, hatched in three ways."""
