@@ -1,9 +1,9 @@
-"""What the browsers cost: drawing anew after a control has moved, an image that is seen first, and what 500 moves leave.
+"""What the browsers cost: to draw anew after a control has moved, to show an image first, and in memory, by 500 moves.
 
 `python -m benchmarks.browsers`: at the demo's size and at the course's 800 x 1088, on built-in scenes. The models are
 those of `benchmarks.inference`: random, with outputs like a trained model's, proposals as many as the config allows and
-100 detections, which is asserted. Times are CPU time of the process, in milliseconds, from a control's new value to the
-picture that is sent; the page's own time and the journey there are not in them. Memory is what the process holds, in MB.
+100 detections, which is asserted. Times are CPU time of the process, in ms, from a control's new value to the picture
+that is sent; the page's own time and the journey there are not in them. Memory is what the process holds in MB.
 """
 
 import gc
@@ -55,7 +55,7 @@ def anchors(dataset: Scenes, config: Config) -> tuple[Browser, list[Move]]:
     for tick in browser.kinds.values():
         tick.value = True
     moves = [
-        ("positive threshold", turns(browser.positive, 0.5, 0.6, 0.7)),
+        ("positive threshold", turns(browser.positive, 0.5, 0.6)),
         ("level", turns(browser.level, "P3", "all")),
     ]
     return browser, [*moves, ("heat map", turns(browser.heat, True, False))]
@@ -74,7 +74,7 @@ def stages(dataset: Scenes, model: MaskRCNN) -> tuple[Browser, list[Move]]:
 
         return moved
 
-    proposals, boxes = turns(browser.rpn_nms, 0.5, 0.6, 0.7), turns(browser.box_nms, 0.4, 0.6, 0.5)
+    proposals, boxes = turns(browser.rpn_nms, 0.5, 0.6), turns(browser.box_nms, 0.4, 0.6)
     return browser, [
         ("NMS of proposals", at("2 proposals", proposals)),
         ("NMS of boxes", at("3 refined boxes", boxes)),
@@ -90,9 +90,9 @@ def masks(dataset: Scenes, model: MaskRCNN) -> tuple[Browser, list[Move]]:
     return browser, [*moves, ("difference", turns(browser.what, *browser.what.options[::-3]))]
 
 
-def milliseconds(work: Callable[[], object]) -> float:
+def milliseconds(work: Callable[[int], object], n: int) -> float:
     start = time.process_time()
-    work()
+    work(n)
     return 1e3 * (time.process_time() - start)
 
 
@@ -106,33 +106,26 @@ def memory() -> float:
         return 0.0
 
 
-def measure(name: str, size: str, browser: Browser, moves: Sequence[Move], runs: int, growing: int) -> list[dict]:
-    """A row for each move, one for images seen first, one for what `growing` moves through all images leave."""
-    about = {"browser": name, "size": size}
-    first = [milliseconds(lambda: browser.step(1)) for _ in range(min(runs, len(browser.images) - 1))]
-    rows = [about | _summary("an image seen first", first)]
+def measure(size: str, browser: Browser, moves: Sequence[Move], runs: int, many: int) -> list[dict]:
+    """A row for images seen first, one for each move, and one for `many` moves in turn, with what they leave in memory.
+
+    Of these every 25th is to the next image.
+    """
+    first = [milliseconds(browser.step, 1) for _ in range(min(runs, len(browser.images) - 1))]
+    rows = [_row(browser, size, "an image seen first", first)]
     for what, move in moves:
         move(-1)
-        rows.append(about | _summary(what, [milliseconds(lambda n=n: move(n)) for n in range(runs)]))
-        assert not browser.status.value, browser.status.value
-    for n in range(growing // 5):  # by then every image has been seen, and the allocator has what it needs
-        _one_of(browser, moves, n)
-    before = memory()
-    for n in range(growing):
-        _one_of(browser, moves, n)
-    return [*rows, about | {"what": f"growth in {growing} moves, MB", "median": memory() - before, "most": before}]
+        rows.append(_row(browser, size, what, [milliseconds(move, n) for n in range(runs)]))
+    before, in_turn = memory(), [lambda _: browser.step(1), *(moves[n % len(moves)][1] for n in range(24))]
+    times = [milliseconds(in_turn[n % 25], n) for n in range(many)]
+    return [*rows, _row(browser, size, f"{many} moves", times, memory() - before)]
 
 
-def _one_of(browser: Browser, moves: Sequence[Move], n: int) -> None:
-    """Every fifth move is to the next image."""
-    if n % 5:
-        moves[n % len(moves)][1](n)
-    else:
-        browser.step(1)
-
-
-def _summary(what: str, times: Sequence[float]) -> dict:
-    return {"what": what, "median": float(np.median(times)), "most": float(np.max(times)), "times_ms": list(times)}
+def _row(browser: Browser, size: str, what: str, times: Sequence[float], grown: float | str = "") -> dict:
+    assert not browser.status.value, browser.status.value
+    about = {"browser": browser.name, "size": size, "what": what}
+    middle, most = float(np.median(times)), float(np.max(times))
+    return about | {"median ms": middle, "most ms": most, "grown MB": grown, "times_ms": list(times)}
 
 
 def main(argv: Sequence[str] | None = None, profiles: dict[str, Config] = PROFILES) -> None:
@@ -141,20 +134,15 @@ def main(argv: Sequence[str] | None = None, profiles: dict[str, Config] = PROFIL
     args = parser.parse_args(argv)
     dataset, rows = scenes(IMAGES), []
     with threads(args.threads[0]):
-        for name, config in profiles.items():
+        for config in profiles.values():
             config = config.replace(**{"backbone.weights": "none"}, **MANY)
             model, _ = models(dataset[0][0], config)
             size = "{} x {}".format(*config.image.padded_size)
-            built = {
-                "anchors": anchors(dataset, config),
-                "stages": stages(dataset, model),
-                "masks": masks(dataset, model),
-            }
-            for kind, (browser, moves) in built.items():
-                growing = args.moves if kind == "anchors" or name == "demo" else args.moves // 10
-                rows += measure(kind, size, browser, moves, args.runs, growing)
+            built = anchors(dataset, config), stages(dataset, model), masks(dataset, model)
+            for browser, moves in built:
+                rows += measure(size, browser, moves, args.runs, args.moves)
                 print(table(rows[-len(moves) - 2 :]), flush=True)
-    save(rows, args.out, threads=args.threads[0], median="ms of CPU time, or MB")
+    save(rows, args.out, threads=args.threads[0])
 
 
 if __name__ == "__main__":
