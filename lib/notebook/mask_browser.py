@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lib.data.batches import Examples
-from lib.maskhead import THRESHOLD, paste_masks
+from lib.maskhead import THRESHOLD
 from lib.maskrcnn import MaskRCNN
 from lib.notebook.controls import ALL, LEAST, Browser, alone, button, control, offer, plural, slider, tick
 from lib.notebook.draw import COLOURS, class_colour
-from lib.notebook.outcomes import RIGHT, Outcome, judged, mask_ious
+from lib.notebook.outcomes import RIGHT, Outcome, judged, mask_ious, pasted
 from lib.notebook.pixels import Canvas
 
 SHOWS = "prediction and ground truth", "prediction", "ground truth", "difference in pixels"
@@ -98,7 +98,7 @@ class MaskBrowser(Browser):
         """Masks (., H, W) uint8 of some detections; empty ones without a mask head."""
         if "masks" not in seen.found:
             return torch.zeros((len(which), *seen.size), dtype=torch.uint8)
-        return paste_masks(seen.found["masks"][which], seen.found["boxes"][which], seen.size, threshold)
+        return pasted(seen.found["masks"], seen.found["boxes"], seen.size, threshold)[which]
 
     def draw(self, seen, detail):
         outcome, what, opacity = seen.outcome.above(self.score.value), self.what.value, self.opacity.value

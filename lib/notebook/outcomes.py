@@ -4,15 +4,19 @@ D  detections, best first    G  objects    H x W  an image
 boxes are xyxy in pixels of one frame; masks are 1 inside the object
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lib.boxes import Named, iou_matrix
+from lib.maskhead import paste_masks
 
 RIGHT = "right"
 OVERLAP, TOUCH = 0.5, 0.1  # IoU with an object: from here on a box fits it, or is at least badly placed
+
+pasted = lru_cache(1)(paste_masks)  # a slider that leaves masks and threshold as they are pastes nothing anew
 
 
 class Outcome(NamedTuple):

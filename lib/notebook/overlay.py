@@ -75,8 +75,6 @@ def within(corners: Sequence[tuple[int, int]], size: tuple[int, int], frame: tup
 def first_free(places: Sequence[Rectangle], taken: Sequence[Rectangle]) -> Rectangle | None:
     """The first place that covers none that is taken."""
     here, others = np.array(places, int).reshape(-1, 1, 4), np.array(taken, int).reshape(-1, 4)
-    apart: np.ndarray = (here[..., :2] > others[:, 2:]) | (
-        others[:, :2] > here[..., 2:]
-    )  # to one side, or above or below
-    free = np.flatnonzero(apart.any(axis=2).all(axis=1))
+    apart = (here[..., :2] > others[:, 2:]) | (others[:, :2] > here[..., 2:])  # to one side, or above or below
+    free = np.flatnonzero(np.all(np.any(apart, axis=2), axis=1))
     return places[free[0]] if len(free) else None

@@ -23,11 +23,7 @@ from lib.notebook.draw import COLOURS, class_colour
 
 WIDTH, TEXT = 800, 13  # pixels of a picture and of a line of text, as shown
 CAPTIONED = 20  # boxes of one call that get a caption, at most
-TILES = {
-    "dashed": "########....",
-    "dotted": "###...",
-    "dash-dotted": "########...###...",
-}  # along a line: what is drawn
+TILES = {"dashed": "########....", "dotted": "###...", "dash-dotted": "########...###..."}  # what is drawn of a line
 STYLES = {  # of a kind of box: colour, line, its width
     "ground truth": (COLOURS["truth"], "dashed", 3),
     "positive": (COLOURS["positive"], "solid", 2),
@@ -56,7 +52,9 @@ class Canvas:
         self.zoom = WIDTH * detail / (self.frame[1] + 2 * margin)
         self.corner, self.content = (round(margin * self.zoom),) * 2, self._shown(content)
         self.image = Image.new("RGB", (WIDTH * detail, self._shown(self.frame)[1] + 2 * self.corner[0]), "#606060")
-        self.image.paste("#181818", (*self.corner, *(n + self.corner[0] for n in self._shown(self.frame))))  # padding
+        self.image.paste(
+            Image.new("RGB", self._shown(self.frame), "#181818"), self.corner
+        )  # seen where there is padding
         pixels = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
         self.image.paste(pixels.resize(self.content, Image.Resampling.BILINEAR), self.corner)
         self.outlines: list[tuple[np.ndarray, str, str, int]] = []
@@ -83,7 +81,9 @@ class Canvas:
         """Masks (D, h, w) of 0 and 1 in the content, the first on top, tinted by `opacity` in 0 to 1, with an edge."""
         if not len(masks):
             return
-        owner = np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, 0)  # (h, w): 0, or whose the pixel is
+        owner = np.zeros(masks.shape[1:], np.int16)  # 0, or whose the pixel is, from 1
+        for n, mask in reversed(list(enumerate(masks, start=1))):
+            np.copyto(owner, n, where=mask.astype(bool))
         around = np.pad(owner, 1)
         sides = around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]
         edge = (owner > 0) & np.any([side != owner for side in sides], axis=0)
@@ -107,10 +107,8 @@ class Canvas:
 
     def heat(self, maps: Sequence[Tensor], words: str, opacity: float = 0.6) -> None:
         """Maps (h, w) in [0, 1], each stretched over the whole frame, the highest where there are several."""
-        size = self._shown(self.frame)
-        grids = [
-            Image.fromarray((values * 255).byte().numpy()).resize(size, Image.Resampling.NEAREST) for values in maps
-        ]
+        size, near = self._shown(self.frame), Image.Resampling.NEAREST
+        grids = [np.asarray(Image.fromarray((m * 255).byte().numpy()).resize(size, near)) for m in maps]
         heat = Image.fromarray(_VIRIDIS[np.max(grids, axis=0)])
         self.image.paste(heat, self.corner, Image.new("L", size, round(255 * opacity)))
         self.legend[words] = _scale
@@ -164,10 +162,10 @@ def _outline(pixels: np.ndarray, box: np.ndarray, style, detail: int) -> None:
     """A box (4,) of a colour, a line and a width in pixels, inwards from its edges, with a dark rim."""
     colour, line, width = style
     on = _drawn(line, max(pixels.shape) // detail + 1).repeat(detail)
+    dark = "#141414"
+    rings = [(-detail, width + 2 * detail, dark), (0, width, colour)]
     if line == "double":
-        rings = (width, width, "#141414"), (2 * width, width, colour), (0, width, colour)
-    else:
-        rings = (-detail, width + 2 * detail, "#141414"), (0, width, colour)
+        rings = [(width, width, dark), (2 * width, width, colour), (0, width, colour)]
     for inset, thick, hue in rings:
         x1, y1, x2, y2 = (int(v) for v in box + np.array([1, 1, -1, -1]) * inset)
         left, top, right, bottom = (max(0, v) for v in (x1, y1, x2, y2))

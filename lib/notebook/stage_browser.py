@@ -15,11 +15,11 @@ from lib.boxes import Named, scale_boxes
 from lib.boxhead import refine
 from lib.config import STAGES
 from lib.data.batches import Examples
-from lib.maskhead import paste_masks
+from lib.maskhead import THRESHOLD
 from lib.maskrcnn import MaskRCNN
 from lib.notebook.controls import LEAST, Browser, control, plural, slider, tick
 from lib.notebook.draw import class_colour
-from lib.notebook.outcomes import OVERLAP, judged, reached
+from lib.notebook.outcomes import OVERLAP, judged, pasted, reached
 from lib.notebook.pixels import Canvas
 from lib.preprocess import content_size, preprocess_images, preprocess_targets
 from lib.rpn import propose
@@ -112,11 +112,11 @@ class StageBrowser(Browser):
         )
 
     def _draw_masks(self, canvas: Canvas, seen, drawn: Tensor) -> str:
-        masked, (height, width) = drawn[drawn < len(seen.masks)], seen.image.shape[1:]
-        boxes = scale_boxes(seen.refined["boxes"][masked], width / seen.content[1], height / seen.content[0])
+        masked, size = drawn[drawn < len(seen.masks)], (seen.image.shape[1], seen.image.shape[2])
+        masks = pasted(seen.masks, seen.mask_boxes, size, THRESHOLD)[masked].numpy()
         labels = seen.refined["labels"][masked].tolist()
         names, colours = [self.model.config.class_names[n] for n in labels], [class_colour(n) for n in labels]
-        canvas.masks(paste_masks(seen.masks[masked], boxes, (height, width)).numpy(), colours, names, 0.45)
+        canvas.masks(masks, colours, names, 0.45)
         return f" {plural(len(masked), 'mask')} drawn."
 
 
@@ -125,8 +125,8 @@ def passed(model: MaskRCNN, image: Tensor, target: dict, stage: str) -> SimpleNa
     """One forward pass of an image (3, H, W) uint8 up to a stage: what NMS chooses from, on the CPU, best first.
 
     `anchors` of the best scores among `count`, `proposed` from them, and `kept`, the indices that the config's NMS
-    leaves; where the stage has them `refined`, `found`, such indices, and `masks` of the best, as probabilities; the
-    objects' `boxes` and `labels`, and the `content` (height, width).
+    leaves; where the stage has them `refined`, `found`, such indices, and `masks` of the best, as probabilities in
+    `mask_boxes` of the original frame; the objects' `boxes` and `labels`, and the `content` (height, width).
     """
     config, where, size = model.eval().config, next(model.parameters()).device, (image.shape[1], image.shape[2])
     content, limits, least = content_size(*size, config.image), config.rpn.test, config.boxhead.test
@@ -146,6 +146,7 @@ def passed(model: MaskRCNN, image: Tensor, target: dict, stage: str) -> SimpleNa
         seen["found"] = batched_nms(found["boxes"], found["scores"], found["labels"], least.nms_iou)[: least.post_nms]
         if stage != "boxhead":
             (seen["masks"],) = model.segment(features, [found["boxes"][:MASKED]], [found["labels"][:MASKED]])
+            seen["mask_boxes"] = scale_boxes(found["boxes"][:MASKED], size[1] / content[1], size[0] / content[0])
     seen = {k: {n: t.cpu() for n, t in v.items()} if isinstance(v, dict) else v.cpu() for k, v in seen.items()}
     (scaled,) = preprocess_targets([{"boxes": target["boxes"]}], size, config.image)
     about = {"boxes": scaled["boxes"], "labels": target["labels"], "content": content, "count": len(anchors)}
