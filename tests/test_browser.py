@@ -80,6 +80,12 @@ def tiny_model() -> MaskRCNN:
         torch.nn.init.normal_(layer.weight, std=1.0)
     torch.nn.init.normal_(model.box_head.regressor.weight, std=0.05)
     torch.nn.init.ones_(model.mask_head.layers[-1].bias)
+    with torch.no_grad():  # no class is everywhere the most probable, and scores differ
+        features = model.features(preprocess_images(SCENES[0][0][None], CONFIG.image))
+        logits, _ = model.classify(features, [p["boxes"] for p in model.propose(features, (60, 80))])
+        model.box_head.classifier.weight *= 2 / logits.std(dim=0, keepdim=True).T
+        logits, _ = model.classify(features, [p["boxes"] for p in model.propose(features, (60, 80))])
+        model.box_head.classifier.bias -= logits.mean(dim=0)
     return model
 
 
@@ -142,11 +148,12 @@ def boxes_of(n: int) -> Tensor:
 @pytest.mark.parametrize("crossing", ["clip", "remove"])
 def test_counts_of_anchors_are_those_of_rpn_targets(crossing):
     config = CONFIG.replace(**{"rpn.cross_boundary": crossing})
-    browser = AnchorBrowser(SCENES, config)
+    at_edge = {"boxes": torch.tensor([[0.0, 0, 100, 60]]), "labels": torch.tensor([2]), "image_id": 3}
+    browser = AnchorBrowser(Scenes([*SCENES, (SCENES[0][0], at_edge)]), config)
     assert ("across the boundary" in browser.kinds) == (crossing == "remove")
-    for n in range(3):
+    for n in range(4):
         browser.position.value = n
-        labels, matched = rpn_targets(ANCHORS, boxes_of(n), (60, 80), config.rpn)
+        labels, matched = rpn_targets(ANCHORS, browser.see(n).boxes, (60, 80), config.rpn)
         kinds, objects = browser.assigned(browser.see(n))
         assert (kinds["positive"] == (labels == POSITIVE)).all() and (kinds["negative"] == (labels == NEGATIVE)).all()
         assert (objects == matched)[labels == POSITIVE].all() and sum(k.sum() for k in kinds.values()) == len(ANCHORS)
@@ -244,6 +251,7 @@ def lib_says(score: float, rpn_nms: float, box_nms: float) -> tuple[Tensor, Tens
 def test_nms_keeps_what_libs_keeps(score, nms):
     browser = StageBrowser(MODEL, SCENES, "maskhead")
     browser.score.value = score
+    assert len(browser.see(0).refined["labels"].unique()) == 3
     for part, slider, which in (("2 proposals", browser.rpn_nms, 0), ("3 refined boxes", browser.box_nms, 1)):
         browser.part.value, slider.value = part, nms
         wanted = lib_says(score, *((nms, 0.5) if which == 0 else (CONFIG.rpn.nms_iou, nms)))[which]

@@ -7,7 +7,7 @@ boxes are xyxy in pixels of one frame; masks are 1 inside the object
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from lib.boxes import Named, iou_matrix
@@ -77,8 +77,9 @@ def reached(boxes: Tensor, objects: Tensor) -> int:
 def mask_ious(masks: Tensor, objects: list[int | None], truth: Tensor) -> list[float]:
     """Masks (D, H, W), the object of each, the objects' masks (G, H, W) -> IoUs with these; 0 where there is none."""
     values = [0.0] * len(masks)
+    found, there = (m.numpy().view(bool) for m in (masks, truth))
     for n, which in enumerate(objects):
         if which is not None:
-            both, either = masks[n] & truth[which], masks[n] | truth[which]
-            values[n] = float(torch.count_nonzero(both) / torch.count_nonzero(either).clamp(min=1))
+            either = np.count_nonzero(found[n] | there[which])
+            values[n] = np.count_nonzero(found[n] & there[which]) / max(either, 1)
     return values

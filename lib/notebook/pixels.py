@@ -78,12 +78,12 @@ class Canvas:
         self.captions += zip(shown, colours, captions[:CAPTIONED], strict=False)
 
     def masks(self, masks: np.ndarray, colours: Sequence[str], names: Sequence[str], opacity: float, dashed=False):
-        """Masks (D, h, w) of 0 and 1 in the content, the first on top, tinted by `opacity` in 0 to 1, with an edge."""
+        """Masks (D, h, w) uint8 of 0 and 1 in the content, the first on top, tinted by `opacity` (0 to 1), edged."""
         if not len(masks):
             return
         owner = np.zeros(masks.shape[1:], np.int16)  # 0, or whose the pixel is, from 1
         for n, mask in reversed(list(enumerate(masks, start=1))):
-            np.copyto(owner, n, where=mask.astype(bool))
+            np.copyto(owner, n, where=mask.view(bool))
         around = np.pad(owner, 1)
         sides = around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]
         edge = (owner > 0) & np.any([side != owner for side in sides], axis=0)
