@@ -42,7 +42,7 @@ def plural(count: int, word: str) -> str:
 def control(kind: str, description: str, hint: str, width: str = "340px", **traits) -> Any:
     """A widget with room for its description; the hint is read out by screen readers."""
     made = getattr(widgets, kind)(description=description, **traits)
-    made.layout.width, made.style.description_width = width, "170px"
+    made.layout.width, made.layout.max_width, made.style.description_width = width, "calc(100% - 4px)", "170px"
     made.set_trait("tooltip" if made.has_trait("tooltip") else "description_tooltip", hint)  # ipywidgets 8 or 7.7
     return made
 
