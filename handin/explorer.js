@@ -28,10 +28,11 @@ async function unpack() {
   }));
 }
 
-/** What `make` gives, kept with its owner until the key is another. */
-function kept(owner, name, key, make) {
-  if (!owner[name] || owner[name].key !== key) owner[name] = { key, value: make() };
-  return owner[name].value;
+/** What `make` gives, kept with the image until the key is another. */
+function kept(image, name, key, make) {
+  image.kept ??= {};
+  if (image.kept[name]?.key !== key) image.kept[name] = { key, value: make() };
+  return image.kept[name].value;
 }
 
 /* ---- boxes: lib.boxes ------------------------------------------------------------------------------------------- */
@@ -216,10 +217,10 @@ function weights(start, end, length) {
   const first = Math.max(0, Math.floor(start - margin)), last = Math.min(length, Math.ceil(end + margin));
   const cells = new Int16Array(Math.max(0, last - first)), shares = new Float32Array(2 * cells.length);
   cells.forEach((_, n) => {
-    const position = f32(f32(f32(f32(first + n + 0.5 - start) / extent) * CELLS) - 0.5), cell = Math.floor(position);
-    cells[n] = cell;
-    if (cell >= 0 && cell < CELLS) shares[2 * n] = 1 - f32(position - cell);
-    if (cell >= -1 && cell < CELLS - 1) shares[2 * n + 1] = 1 - f32(cell + 1 - position);
+    const position = f32(f32(f32(f32(first + n + 0.5 - start) / extent) * CELLS) - 0.5);
+    const cell = cells[n] = Math.min(CELLS - 1, Math.max(-1, Math.floor(position)));
+    shares[2 * n] = Math.max(0, 1 - Math.abs(f32(position - cell)));
+    shares[2 * n + 1] = Math.max(0, 1 - Math.abs(f32(position - cell - 1)));
   });
   return { first, cells, shares };
 }
@@ -233,13 +234,14 @@ function pasted(image, d) {
   const columns = weights(box[0], box[2], WIDTH), rows = weights(box[1], box[3], HEIGHT);
   const part = { x: columns.first, y: rows.first, width: columns.cells.length, height: rows.cells.length };
   part.values = new Float32Array(part.width * part.height);
-  const line = new Float32Array(CELLS + 2), mask = image.masks.subarray(d * CELLS * CELLS, (d + 1) * CELLS * CELLS);
-  const value = (row, column) => (row < 0 || row >= CELLS ? 0 : (mask[row * CELLS + column] + 0.5) / 256);
+  const mask = new Float32Array((CELLS + 2) * CELLS);  // a row of zeros above and below
+  for (let n = 0; n < CELLS * CELLS; n++) mask[CELLS + n] = (image.masks[d * CELLS * CELLS + n] + 0.5) / 256;
+  const line = new Float32Array(CELLS + 2);  // a zero before and after
   for (let y = 0, at = 0; y < part.height; y++) {
-    const cell = rows.cells[y], upper = rows.shares[2 * y], lower = rows.shares[2 * y + 1];
-    for (let k = 0; k < CELLS; k++) line[k + 1] = f32(upper * value(cell, k)) + f32(lower * value(cell + 1, k));
+    const row = CELLS * (rows.cells[y] + 1), upper = rows.shares[2 * y], lower = rows.shares[2 * y + 1];
+    for (let k = 0; k < CELLS; k++) line[k + 1] = f32(upper * mask[row + k]) + f32(lower * mask[row + CELLS + k]);
     for (let x = 0; x < part.width; x++, at++) {
-      const k = Math.min(CELLS, Math.max(0, columns.cells[x] + 1));
+      const k = columns.cells[x] + 1;
       part.values[at] = f32(columns.shares[2 * x] * line[k]) + f32(columns.shares[2 * x + 1] * line[k + 1]);
     }
   }
@@ -309,8 +311,8 @@ function mistakes(image) {
 /** Share of objects covered by IoU 0.5, and its mean over 0.50, 0.55, ... 0.95. */
 function recalls(bests) {
   const steps = Array.from({ length: 10 }, (_, n) => f32(0.5 + 0.05 * n));
-  const share = (least) => bests.filter((best) => best >= least).length / bests.length;
-  return bests.length ? { half: share(0.5), mean: steps.reduce((sum, step) => sum + share(step), 0) / 10 } : { half: null, mean: null };
+  const above = (least) => bests.filter((best) => best >= least).length / bests.length;
+  return bests.length ? { half: above(0.5), mean: steps.reduce((sum, step) => sum + above(step), 0) / 10 } : { half: null, mean: null };
 }
 
 /** What one image adds to the numbers of all. */
@@ -355,12 +357,13 @@ function place({ scale, shift }, boxes, n) {
 }
 
 /** Outlines of some boxes, all in one path, with a halo that keeps them apart from the picture. */
-function outline(panel, boxes, which, colour, { line = "solid", width = 2, alpha = 1 } = {}) {
+function outline(panel, boxes, which, colour, { line = "solid", width = 2, alpha = 1, halo = width > 1.5 } = {}) {
   const { ctx, ratio } = panel, path = new Path2D();
   for (const n of which) path.rect(...place(panel, boxes, n));
   ctx.globalAlpha = alpha;
   ctx.setLineDash(LINES[line].map((length) => length * ratio));
-  for (const [style, extra] of [[isDark(colour) ? "#ffffffaa" : "#000000aa", 1.6], [colour, 0]]) {
+  const styles = [[isDark(colour) ? "#ffffffaa" : "#000000aa", 1.6], [colour, 0]];
+  for (const [style, extra] of styles.slice(halo ? 0 : 1)) {
     ctx.strokeStyle = style;
     ctx.lineWidth = (width + extra) * ratio;
     ctx.stroke(path);
@@ -417,9 +420,9 @@ function drawProposals(panel, image) {
   if (state.suppressed) {
     const taken = new Set(proposals(image)), count = Math.min(state.K, image.rpn_scores.length);
     const gone = [...Array(count).keys()].filter((n) => !taken.has(n) && mine(n));
-    outline(panel, image.rpn_boxes, gone, COLOURS.ignored, { line: "dotted", width: 1, alpha: 0.7 });
+    outline(panel, image.rpn_boxes, gone, COLOURS.ignored, { line: "dotted", width: 1, alpha: 0.45 });
   }
-  outline(panel, image.rpn_boxes, shown, COLOURS.predicted, { width: 1, alpha: 0.55 });
+  outline(panel, image.rpn_boxes, shown, COLOURS.predicted, { width: 1.2, alpha: 0.7 });
   drawTruth(panel, image, false);
   coverage(image).forEach(({ best, which }, g) => {
     if (state.object >= 0 && state.object !== g) return;
@@ -440,8 +443,8 @@ function verdictsShown(image) {
 
 function captionsOf(panel, image, { judged, missed }, text) {
   for (const one of judged) {
-    const wrong = one.kind === "right" ? "" : ` · ${one.kind}`;
-    caption(panel, image.boxes, one.d, `${className(image.labels[one.d])} ${text(one)}${wrong}`, classColour(image.labels[one.d]));
+    const words = [className(image.labels[one.d]), text(one), one.kind === "right" ? "" : `· ${one.kind}`].filter(String);
+    caption(panel, image.boxes, one.d, words.join(" "), classColour(image.labels[one.d]));
   }
   for (const g of missed) caption(panel, image.truth_boxes, g, `${className(image.truth_labels[g])} · missed`, COLOURS.truth);
 }
@@ -457,6 +460,7 @@ function drawDetections(panel, image) {
   captionsOf(panel, image, shown, ({ d }) => image.scores[d].toFixed(2));
 }
 
+const WHOLE = { x: 0, y: 0, width: WIDTH, height: HEIGHT };
 const PAINT = new ImageData(WIDTH, HEIGHT);
 const PIXELS = new Uint32Array(PAINT.data.buffer);
 const SHEET = Object.assign(document.createElement("canvas"), { width: WIDTH, height: HEIGHT });
@@ -467,28 +471,24 @@ function pixel(colour, alpha) {
   return ((Math.round(255 * alpha) << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 }
 
-/** Each pixel that `inside` says, tinted; those at its edge whole, but for the gaps of a dash. */
-function tint({ x, y, width, height }, inside, colour, dashed = false) {
+/** Pixels of a part of the picture, tinted; those at its edge whole, but for the gaps of a dash. */
+function tint({ x, y, width, height }, bits, colour, dashed = false) {
   const [plain, edge] = [pixel(colour, state.opacity), pixel(colour, 1)];
-  for (let row = y; row < y + height; row++) {
-    for (let column = x; column < x + width; column++) {
-      if (!inside(column, row)) continue;
-      const rim = !(inside(column - 1, row) && inside(column + 1, row) && inside(column, row - 1) && inside(column, row + 1));
-      if (rim ? !dashed || (column + 2 * row) % 12 < 7 : !dashed) PIXELS[row * WIDTH + column] = rim ? edge : plain;
+  for (let row = 0, at = 0; row < height; row++) {
+    for (let column = 0; column < width; column++, at++) {
+      if (!bits[at]) continue;
+      const isBorder = !row || !column || row === height - 1 || column === width - 1;
+      const rim = isBorder || !(bits[at - 1] && bits[at + 1] && bits[at - width] && bits[at + width]);
+      if (rim ? !dashed || (x + column + 2 * (y + row)) % 12 < 7 : !dashed) PIXELS[(y + row) * WIDTH + x + column] = rim ? edge : plain;
     }
   }
 }
 
-function tintTruth(image, g) {
-  const { pixels } = truthMask(image, g);
-  const inside = (x, y) => x >= 0 && y >= 0 && x < WIDTH && y < HEIGHT && pixels[y * WIDTH + x] === 1;
-  tint({ x: 0, y: 0, width: WIDTH, height: HEIGHT }, inside, COLOURS.truth, true);
-}
-
-function tintMask(image, d) {
-  const part = pasted(image, d), { x, y, width, height, values } = part, least = f32(state.threshold);
-  const inside = (u, v) => u >= x && v >= y && u < x + width && v < y + height && values[(v - y) * width + u - x] >= least;
-  tint(part, inside, classColour(image.labels[d]));
+/** The pixels around a detection that reach the threshold. */
+function maskBits(image, d) {
+  const { values } = pasted(image, d), bits = new Uint8Array(values.length), least = f32(state.threshold);
+  for (let n = 0; n < bits.length; n++) bits[n] = values[n] >= least;
+  return bits;
 }
 
 /** Hit, false and missed pixels of a detection and its object, each in its colour and in its own hatching. */
@@ -514,8 +514,8 @@ function drawMasks(panel, image) {
     for (const g of shown.missed) tintDifference(image, -1, g);
     for (const { d, object } of [...shown.judged].reverse()) tintDifference(image, d, object);
   } else {
-    if (state.view !== "truth") for (const { d } of [...shown.judged].reverse()) tintMask(image, d);
-    for (let g = 0; g < image.objects; g++) if (state.object < 0 || g === state.object) tintTruth(image, g);
+    if (state.view !== "truth") for (const { d } of [...shown.judged].reverse()) tint(pasted(image, d), maskBits(image, d), classColour(image.labels[d]));
+    for (let g = 0; g < image.objects; g++) if (state.object < 0 || g === state.object) tint(WHOLE, truthMask(image, g).pixels, COLOURS.truth, true);
   }
   SHEET.getContext("2d").putImageData(PAINT, 0, 0);
   panel.ctx.imageSmoothingEnabled = false;
@@ -530,12 +530,14 @@ function drawMasks(panel, image) {
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
+const MOST_ROWS = 20;  // of a table
 const digits = (value, count = 3) => (value === null || Number.isNaN(value) ? "–" : value.toFixed(count));
 const many = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
 
-/** A number of the page: its name for links and tests, what it is, its value, and the value in print. */
-const fact = (name, words, value, text = Number.isInteger(value) ? value.toLocaleString("en") : digits(value), of = "") => ({ name, words, value, text, of });
+/** A number of the page: its name, what it is in words, its value, and the value in print. */
+const share = (name, words, value) => ({ name, words, value, text: digits(value) });
+const count = (name, words, value) => ({ name, words, value, text: value.toLocaleString("en") });
 
 function anchorNumbers(image) {
   const counts = anchorCounts(image), shown = anchorsShown(image), kinds = KINDS.filter((kind) => kind !== "outside" || DATA.removes);
@@ -547,8 +549,8 @@ function anchorNumbers(image) {
   const highest = shown.flat().reduce((most, n) => Math.max(most, best[n]), 0);
   return {
     summary: `${many(shown[0].length, "positive anchor")} shown${state.object < 0 ? "" : ` of object ${state.object + 1}`}.`,
-    facts: [...KINDS.map((kind, k) => fact(`shown_${kind}`, `${kind}, shown`, shown[k].length)).filter((_, k) => state.kinds[k]),
-      fact("highest", "highest IoU of those shown", highest)],
+    facts: [...KINDS.map((kind, k) => count(`shown_${kind}`, `${kind}, shown`, shown[k].length)).filter((_, k) => state.kinds[k]),
+      share("highest", "highest IoU of those shown", highest)],
     table: { head: ["level", ...kinds], rows, title: "Anchors of the whole picture" },
     note: note ? `Drawn: ${note}, evenly spaced; of the others all.` : "",
   };
@@ -559,8 +561,8 @@ function proposalNumbers(image) {
   const lost = bests.filter((best) => best < 0.5).length, entered = Math.min(state.K, image.rpn_scores.length);
   return {
     summary: `${many(proposals(image).length, "proposal")} of ${entered} kept; ${image.objects - lost} of ${many(image.objects, "object")} covered.`,
-    facts: [fact("kept", "proposals kept", proposals(image).length), fact("recall", "recall at IoU 0.5", half), fact("average_recall", "average recall, IoU 0.50 to 0.95", average)],
-    all: (sums) => [fact("all_recall", "recall at IoU 0.5", recalls(sums.covered).half), fact("all_average_recall", "average recall", recalls(sums.covered).mean)],
+    facts: [count("kept", "proposals kept", proposals(image).length), share("recall", "recall at IoU 0.5", half), share("average_recall", "average recall, IoU 0.50 to 0.95", average)],
+    all: (sums) => [share("all_recall", "recall at IoU 0.5", recalls(sums.covered).half), share("all_average_recall", "average recall", recalls(sums.covered).mean)],
     table: { head: ["object", "best IoU"], title: "Each object and the proposal that covers it best",
       rows: bests.map((best, g) => ({ object: g, cells: [className(image.truth_labels[g]), digits(best)], wrong: best < 0.5 })) },
     note: "",
@@ -572,47 +574,48 @@ function detectionNumbers(image, masks = false) {
   const ratio = (a, b) => (b ? a / b : null), wrong = mistakes(image).length;
   const rows = judged.map(({ d, kind, boxIou, mask }) => ({ detection: d, wrong: kind !== "right",
     cells: [className(image.labels[d]), digits(image.scores[d], 2), digits(boxIou, 2), mask ? digits(mask.iou, 2) : "–", kind] }));
-  for (const g of missed) rows.push({ object: g, wrong: true, cells: [className(image.truth_labels[g]), "–", "–", "–", "missed"] });
+  const lost = missed.map((g) => ({ object: g, wrong: true, cells: [className(image.truth_labels[g]), "–", "–", "–", "missed"] }));
   const pixels = ["hit", "false", "missed"].map((name) => judged.reduce((sum, { mask }) => sum + (mask ? mask[name] : 0), 0));
-  const boxes = [fact("precision", "precision", ratio(one.right, one.said)), fact("recall", "recall", ratio(one.right, one.objects))];
-  const pixelFacts = ["hit", "false", "missed"].map((name, k) => fact(`pixels_${name}`, `${name} pixels`, pixels[k]));
+  const boxes = [share("precision", "precision", ratio(one.right, one.said)), share("recall", "recall", ratio(one.right, one.objects))];
+  const pixelFacts = ["hit", "false", "missed"].map((name, k) => count(`pixels_${name}`, `${name} pixels`, pixels[k]));
   return {
     summary: `${many(judged.length, "detection")}, ${many(image.objects, "object")}: ${wrong ? many(wrong, "mistake") : "all right"}.`,
-    facts: [fact("detections", "detections", judged.length), fact("right", "of these right", one.right), ...boxes,
-      ...(masks ? [fact("mask_iou", "mask IoU of the right ones, mean", mean(one.maskIous)), ...pixelFacts] : [])],
-    all: (sums) => [fact("all_precision", "precision", ratio(sums.right, sums.said)), fact("all_recall", "recall", ratio(sums.right, sums.objects)),
-      ...(masks ? [fact("all_mask_iou", "mask IoU, mean", mean(sums.maskIous))] : [])],
-    table: { head: ["class", "score", "box IoU", "mask IoU", "verdict"], rows, title: "Detections, best first, and missed objects" },
-    note: image.scores.length === DATA.most ? `Of this image the best ${DATA.most} candidates are held.` : "",
+    facts: [count("detections", "detections", judged.length), count("right", "of these right", one.right), ...boxes,
+      ...(masks ? [share("mask_iou", "mask IoU of the right ones, mean", mean(one.maskIous)), ...pixelFacts] : [])],
+    all: (sums) => [share("all_precision", "precision", ratio(sums.right, sums.said)), share("all_recall", "recall", ratio(sums.right, sums.objects)),
+      ...(masks ? [share("all_mask_iou", "mask IoU, mean", mean(sums.maskIous))] : [])],
+    table: { head: ["class", "score", "box IoU", "mask IoU", "verdict"], rows: [...lost, ...rows].slice(0, MOST_ROWS), title: "Missed objects; detections, best first" },
+    note: [rows.length + lost.length > MOST_ROWS ? `The table has ${MOST_ROWS} of ${rows.length + lost.length} rows.` : "",
+      image.scores.length === DATA.most ? `Of this image the best ${DATA.most} candidates are held.` : ""].join(" "),
   };
 }
 
 function allNumbers(image) {
   const positive = labels(image).reduce((sum, kind) => sum + (kind === 0), 0), found = detectionNumbers(image, true);
   const bests = recalls(coverage(image).map(({ best }) => best));
-  return { ...found, facts: [fact("positive", "positive anchors", positive), fact("kept", "proposals kept", proposals(image).length),
-    fact("proposal_recall", "recall of the proposals", bests.half), ...found.facts.filter(({ name }) => !name.startsWith("pixels"))] };
+  return { ...found, facts: [count("positive", "positive anchors", positive), count("kept", "proposals kept", proposals(image).length),
+    share("proposal_recall", "recall of the proposals", bests.half), ...found.facts.filter(({ name }) => !name.startsWith("pixels"))] };
 }
 
 /** The same numbers over all images, image by image, so that no slider waits for them. */
-const tally = { key: "", sums: null, job: 0 };
+const nothing = () => ({ covered: [], said: 0, right: 0, objects: 0, maskIous: [] });
+const tally = { key: "", sums: nothing(), job: 0 };
+
+const tallyKey = () => `${foundKey()} ${state.threshold}`;
 
 function tallyAll() {
-  const key = `${foundKey()} ${state.threshold}`;
-  if (key === tally.key) return;
-  const sums = { covered: [], said: 0, right: 0, objects: 0, maskIous: [] }, job = ++tally.job;
-  Object.assign(tally, { key, sums: null });
+  const sums = nothing(), job = ++tally.job;
   const step = (n) => {
     if (job !== tally.job) return;
     const one = evaluation(IMAGES[n]);
-    if (IMAGES[n] !== current()) IMAGES[n].pasted = undefined;  // pasted masks take memory
+    if (IMAGES[n] !== current()) IMAGES[n].pasted = undefined;
     for (const name of ["covered", "maskIous"]) sums[name].push(...one[name]);
     for (const name of ["said", "right", "objects"]) sums[name] += one[name];
     if (n + 1 < IMAGES.length) return void setTimeout(step, 0, n + 1);
-    tally.sums = sums;
+    Object.assign(tally, { key: tallyKey(), sums });
     showNumbers();
   };
-  setTimeout(step, 80, 0);
+  if (tally.key !== tallyKey()) step(0);
 }
 
 function element(tag, options = {}, ...children) {
@@ -637,9 +640,9 @@ function showTable({ head, rows, title }) {
     const choice = "object" in row || "detection" in row, line = element("tr", { className: picked(row) ? "pick picked" : choice ? "pick" : "" });
     row.cells.forEach((cell, n) => {
       const text = typeof cell === "number" ? cell.toLocaleString("en") : cell;
-      const last = n === row.cells.length - 1 && "wrong" in row;
+      const last = n === row.cells.length - 1 && "wrong" in row, side = head[n] === "verdict" ? "text " : "";
       const inside = choice && n === 0 ? element("button", { type: "button", textContent: text, ariaPressed: String(picked(row)) }) : text;
-      line.append(n ? element("td", { className: last ? (row.wrong ? "text wrong" : "text right") : "" }, inside) : element("th", { scope: "row" }, inside));
+      line.append(n ? element("td", { className: side + (last ? (row.wrong ? "wrong" : "right") : "") }, inside) : element("th", { scope: "row" }, inside));
     });
     if (choice) line.onclick = () => pick(picked(row) ? {} : row);
     return line;
@@ -654,7 +657,8 @@ function showTable({ head, rows, title }) {
 function showNumbers() {
   const { summary, facts, all, table, note } = STAGES[state.stage].numbers(current());
   document.getElementById("summary").textContent = summary;
-  showFacts(facts, all && tally.sums ? all(tally.sums) : []);
+  const told = tally.key === tallyKey() ? {} : { text: "…", value: null };
+  showFacts(facts, (all?.(tally.sums) ?? []).map((one) => ({ ...one, ...told })));
   showTable(table);
   document.getElementById("note").textContent = note;
   for (const { canvas, stage } of panels) canvas.ariaLabel = `Image ${current().number}, ${STAGES[stage].title}: ${summary}`;
@@ -693,8 +697,8 @@ const state = structuredClone(DEFAULTS);
 const current = () => IMAGES.find(({ number }) => number === state.image);
 
 const anchorWords = `${ANCHORS.count.toLocaleString("en")} anchors of ${DATA.anchors.ratios.length} shapes lie on every picture, in grids from P2 (fine) to P6 (coarse). `
-  + "An anchor is positive, a box that the network should find an object from, if it overlaps an object by more than the upper threshold, or more than any other anchor does; "
-  + "negative if it overlaps every object by less than the lower one; else it is ignored in training."
+  + "For training an anchor is positive, an object, if it overlaps one by more than the upper threshold, or if no other anchor overlaps that object more; "
+  + "negative, background, if it overlaps every object by less than the lower threshold; the others are ignored."
   + (DATA.removes ? " Anchors across the picture's border (outside) are left out." : "");
 const objectLine = [COLOURS.truth, "dashed", "object"];
 const STAGES = {
@@ -772,9 +776,9 @@ function makePage() {
   for (const image of IMAGES) {
     const fine = image.kinds.every((kind) => kind === "right"), words = image.kinds.join(", ") || "nothing to find";
     const picture = element("img", { src: image.picture.src, alt: "" });
-    const marks = image.kinds.filter((kind) => fine || kind !== "right").map((kind) => SIGNS[kind]).join(" ") || "–";
+    const marks = image.kinds.filter((kind) => fine || kind !== "right").map((kind) => element("b", { textContent: SIGNS[kind] }));
     const button = element("button", { type: "button", title: `Image ${image.number}: ${words}`, ariaLabel: `Image ${image.number}: ${words}`, onclick: () => show(image.number) },
-      picture, element("span", { className: fine ? "fine" : "", textContent: marks }));
+      picture, element("span", { className: fine ? "fine" : "" }, ...marks));
     button.dataset.image = image.number;
     document.getElementById("strip").append(button);
   }
@@ -878,7 +882,9 @@ function showControls() {
   const kinds = element("small", { textContent: image.kinds.join(", ") || "nothing to find" });
   document.getElementById("which").replaceChildren(`Image ${image.number} (${place} of ${IMAGES.length})`, kinds);
   document.getElementById("words").textContent = STAGES[state.stage].words;
-  document.getElementById("legend").replaceChildren(...STAGES[state.stage].legend().map((entry) => element("li", {}, sample(entry), entry[2])));
+  const legend = document.getElementById("legend"), entries = STAGES[state.stage].legend();
+  if (legend.dataset.shows !== JSON.stringify(entries)) legend.replaceChildren(...entries.map((entry) => element("li", {}, sample(entry), entry[2])));
+  legend.dataset.shows = JSON.stringify(entries);
   const dark = state.theme ? state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   document.getElementById("theme").textContent = dark ? "Light" : "Dark";
@@ -900,22 +906,28 @@ function redraw() {
   document.getElementById("time").textContent = `${times[state.stage].at(-1).toFixed(1)} ms; median ${middle.toFixed(1)}, most ${own.at(-1).toFixed(1)} of ${own.length}`;
 }
 
-let due = 0;
+const due = { frame: 0, rest: 0 };
 
-/** Change the state; the page follows with the next frame. */
+/** Change the state; the page follows with the next frame, its address and the numbers of all images after a pause. */
 function set(changes) {
-  const before = state.image;
+  const before = current();
   Object.assign(state, changes);
-  if (state.image !== before) IMAGES.find(({ number }) => number === before).pasted = undefined;
+  if (current() !== before) before.pasted = undefined;  // pasted masks take memory
+  tally.job++;
+  cancelAnimationFrame(due.frame);
+  due.frame = requestAnimationFrame(redraw);
+  clearTimeout(due.rest);
+  due.rest = setTimeout(() => {
+    showLink();
+    tallyAll();
+  }, 150);
+}
+
+function showLink() {
   document.getElementById("link").href = link();
   try {
     history.replaceState(null, "", link());
   } catch { /* a page inside another, as in Colab, has no address of its own */ }
-  cancelAnimationFrame(due);
-  due = requestAnimationFrame(() => {
-    redraw();
-    tallyAll();
-  });
 }
 
 const KEYS = {
@@ -937,7 +949,7 @@ function onKey(event) {
 unpack().then(() => {
   makePage();
   document.onkeydown = onKey;
-  for (const [id, act] of [["before", () => step(-1)], ["after", () => step(1)], ["mistake", nextMistake], ["theme", KEYS.d]]) document.getElementById(id).onclick = act;
+  for (const [id, act] of [["previous", () => step(-1)], ["next", () => step(1)], ["mistake", nextMistake], ["theme", KEYS.d]]) document.getElementById(id).onclick = act;
   window.onhashchange = () => set(fromLink(location.hash));
   window.onresize = () => set({});
   matchMedia("(prefers-color-scheme: dark)").onchange = () => set({});
