@@ -347,6 +347,7 @@ function prepare(panel, image) {
   panel.scale = [width / (WIDE * (1 + 2 * margin)), height / (TALL * (1 + 2 * margin))];
   panel.shift = [margin * WIDE * panel.scale[0], margin * TALL * panel.scale[1]];
   panel.captions = [];
+  ctx.imageSmoothingQuality = "high";
   ctx.clearRect(0, 0, width, height);
   ctx.drawImage(image.picture, ...panel.shift, WIDE * panel.scale[0], TALL * panel.scale[1]);
 }
@@ -375,8 +376,9 @@ function outline(panel, boxes, which, colour, { line = "solid", width = 2, alpha
 /** A caption at a box, where no other one is: above it, inside its top, below it, inside its bottom. */
 function caption(panel, boxes, n, text, colour) {
   const { ctx, ratio, canvas, captions } = panel, [left, top, , height] = place(panel, boxes, n);
-  ctx.font = `600 ${12.5 * ratio}px system-ui, sans-serif`;
-  const tall = 18 * ratio, wide = ctx.measureText(text).width + 8 * ratio;
+  const size = Math.min(12.5, Math.max(9, canvas.clientWidth / 32)) * ratio;  // smaller in a small panel
+  ctx.font = `600 ${size}px system-ui, sans-serif`;
+  const tall = 1.45 * size, wide = ctx.measureText(text).width + 8 * ratio;
   const x = Math.max(0, Math.min(left, canvas.width - wide));
   const free = (y) => y >= 0 && y + tall <= canvas.height && !captions.some((c) => x < c.x + c.wide && c.x < x + wide && y < c.y + tall && c.y < y + tall);
   const y = [top - tall, top, top + height, top + height - tall].find(free);
@@ -406,9 +408,9 @@ function drawAnchors(panel, image) {
     const some = spread(shown[KINDS.indexOf(kind)], MOST_DRAWN);
     outline(panel, ANCHORS.boxes, some, COLOURS[kind] ?? "#ffffff", { line: lines[kind], width: 1.1, alpha: 0.85 });
   }
-  drawTruth(panel, image);
   const positive = shown[0].sort((a, b) => best[a] - best[b]);
   outline(panel, ANCHORS.boxes, positive, COLOURS.positive, { width: 1.8 });
+  drawTruth(panel, image);
   for (const n of positive.slice(-12).reverse()) {
     caption(panel, ANCHORS.boxes, n, `${DATA.anchors.levels[ANCHORS.level[n]]} ${best[n].toFixed(2)}`, COLOURS.positive);
   }
@@ -765,7 +767,7 @@ function makeControls() {
 }
 
 function makePage() {
-  document.getElementById("about").textContent = `${DATA.stage === "joint" ? "Trained stage by stage, then jointly" : "Trained stage by stage"} on the data set ${DATA.data} (profile ${DATA.profile}, backbone ${DATA.backbone}). ${many(IMAGES.length, "test image")}: in turn the first with each kind of success and error.`;
+  document.getElementById("about").textContent = `${DATA.stage === "joint" ? "Trained stage by stage, then jointly" : "Trained stage by stage"} on the data set ${DATA.data} (profile ${DATA.profile}, backbone ${DATA.backbone}). ${many(IMAGES.length, "test image")}: of those where all is right, and of those with each kind of error, the first in turn.`;
   document.getElementById("rules").textContent = `Frames: boxes are computed at ${WIDE} × ${TALL} pixels, which is what the network sees; masks at the picture's own ${WIDTH} × ${HEIGHT}. Kinds: a detection that gets no free object of its class is a duplicate if it lies on a taken one (IoU ${DATA.right} or more), of a wrong class if it lies on another, badly placed from IoU ${DATA.near} on, else false. A bad mask is right in class and box, with a mask IoU below ${DATA.right}. Mask probabilities are held in 256 steps.`;
   document.getElementById("panels").style.setProperty("--shape", WIDTH / HEIGHT);
   Object.entries(STAGES).forEach(([stage, { title }], n) => {

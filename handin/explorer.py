@@ -239,7 +239,8 @@ def shown(path: Path) -> HTML | Markdown:
     """The page as a notebook's output: on Colab the page itself, elsewhere a link, which keeps the notebook small."""
     if in_colab():
         text = html.escape(path.read_text(encoding="utf-8"))
-        return HTML(f'<iframe srcdoc="{text}" title="explorer" style="width: 100%; height: 900px; border: 0"></iframe>')
+        frame = f'<iframe srcdoc="{text}" title="explorer" style="width: 100%; height: 900px; border: 0"></iframe>'
+        return HTML(f"<div>{frame}</div>")
     link = os.path.relpath(path, root() / "notebooks").replace(os.sep, "/")
     return Markdown(f"[{path.name}]({link}), {path.stat().st_size / 1e6:.1f} MB: a page for any browser.")
 

@@ -209,7 +209,7 @@ def test_a_notebook_shows_a_link_and_colab_the_page(pages, monkeypatch):
     path = pages["joint"].path
     assert path.name in explorer.shown(path).data and len(explorer.shown(path).data) < 1000
     monkeypatch.setattr(explorer, "in_colab", lambda: True)
-    assert explorer.shown(path).data.startswith("<iframe srcdoc=")
+    assert explorer.shown(path).data.startswith("<div><iframe srcdoc=")
 
 
 # ---- lib's own numbers, for a state of the page ------------------------------------------------------------------
