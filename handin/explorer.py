@@ -4,7 +4,7 @@
     G  objects of an image    m  side of a predicted mask, 28    H x W  an image
 
 The page holds what the network says before anything is thrown away: the RPN's K best boxes, what the box head makes of
-each of them, and a mask for each candidate. NMS, thresholds, pasting and counting happen in the page (`explorer.js`),
+each of them, and a mask for each candidate. NMS, thresholds, pasting and counting happen in `explorer_rules.js`,
 by the same rules, and on the same float32 numbers, as in `lib`. Boxes are in the network's frame, masks are
 probabilities in 256 steps, pictures are JPEGs.
 """
@@ -187,10 +187,10 @@ def page(about: dict, held: Sequence[dict[str, np.ndarray]], most: int) -> str:
     places, text = packed(held, most)
     images = [{**image, "arrays": place} for image, place in zip(about["images"], places, strict=True)]
     data = json.dumps({**about, "most": most, "images": images, "packed": text}, separators=(",", ":"))
-    parts = {"data": data.replace("<", "\\u003c")}
-    parts |= {name: (HERE / f"explorer.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    whole = (HERE / "explorer.html").read_text(encoding="utf-8")
-    return re.sub(r"/\* (css|js|data) \*/", lambda place: parts[place[1]], whole)
+    parts = {"data": data.replace("<", "\\u003c")} | {
+        p.name: p.read_text(encoding="utf-8") for p in HERE.glob("explorer*.*")
+    }
+    return re.sub(r"/\* (data|explorer\w*\.\w+) \*/", lambda place: parts[place[1]], parts["explorer.html"])
 
 
 def pick(model: MaskRCNN, data: Examples, stage: str, found: Sequence[Named] | None) -> list[tuple[int, list[str]]]:

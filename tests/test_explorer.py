@@ -451,7 +451,7 @@ def test_all_images_together_and_their_kinds(pages, opened):
 
 def test_names_are_shown_and_never_run(pages, opened):
     tab = opened(hash="#stage=boxhead&score=0.05")
-    assert tab.locator("i, aside b").count() == 0 and tab.evaluate("document.scripts.length") == 2
+    assert tab.locator("i, aside b").count() == 0 and tab.evaluate("document.scripts.length") == 4
     assert '<i>&"' in tab.locator("#about").inner_text()
     told = tab.locator("#legend").inner_text() + tab.locator("#table").inner_text()
     assert any(name in told for name in CLASSES[:2])
