@@ -145,15 +145,12 @@ function anchorsShown(image) {
 
 /* ---- nms: lib.rpn.propose, lib.boxhead.refine ------------------------------------------------------------------- */
 
-/** Of boxes in the order of their scores, those that no better one of the same class overlaps by more than `most`. */
-function nms(boxes, order, most, limit, classOf = () => 0) {
+/** Of boxes in the order of their scores, those that no better survivor overlaps by more than `most`. */
+function nms(boxes, order, most, limit) {
   const survivors = [];
   for (const n of order) {
-    let free = true;
-    for (let k = 0; free && k < survivors.length; k++) {
-      free = classOf(survivors[k]) !== classOf(n) || !(iou(boxes, survivors[k], boxes, n) > most);
-    }
-    if (free && survivors.push(n) === limit) break;
+    if (survivors.some((better) => iou(boxes, better, boxes, n) > most)) continue;
+    if (survivors.push(n) === limit) break;
   }
   return survivors;
 }
@@ -193,13 +190,13 @@ function detections(image) {
     for (let d = 0; d < image.scores.length && order.length < DATA.boxhead.pre_nms; d++) {
       if (from.has(image.origins[d])) order.push(d);
     }
-    const survivors = nms(shiftedByClass(image, order), order, state.nms, DATA.boxhead.post_nms, (d) => image.labels[d]);
+    const survivors = nms(apart(image, order), order, state.nms, DATA.boxhead.post_nms);
     return survivors.filter((d) => image.scores[d] >= f32(state.score));
   });
 }
 
-/** Boxes moved apart by class as torchvision's batched_nms moves them: it rounds, and an IoU may hang on that. */
-function shiftedByClass(image, order) {
+/** Boxes of different classes moved apart, so that none overlap, as torchvision's batched_nms does; in float32, too. */
+function apart(image, order) {
   let far = 0;
   for (const d of order) for (let k = 0; k < 4; k++) far = Math.max(far, image.boxes[4 * d + k]);
   const moved = new Float32Array(image.boxes.length);
