@@ -6,7 +6,7 @@
 The page holds what the network says before anything is thrown away: the RPN's K best boxes, what the box head makes of
 each of them, and a mask for each candidate. NMS, thresholds, pasting and counting happen in `explorer_rules.js`,
 by the same rules, and on the same float32 numbers, as in `lib`. Boxes are in the network's frame, masks are
-probabilities in 256 steps, pictures are JPEGs.
+probabilities in MASK_STEPS steps, pictures are JPEGs.
 """
 
 import argparse
@@ -52,6 +52,7 @@ IMAGES = 24  # on the page
 MOST_BYTES = 8 * 2**20  # of the page
 MOST_CANDIDATES = (600, 300, 150, 75)  # an image; fewer where the page would get too large
 JPEG_QUALITY = 88
+MASK_STEPS = 64  # of a probability: 256 would make the page a third larger
 SCORE, RIGHT_IOU = 0.5, 0.5  # a detection counts from this score on, and is right from this overlap on
 NEAR_IOU = 0.1  # a box that overlaps an object less has nothing to do with it
 KINDS = ("right", "missed", "false", "wrong class", "badly placed", "duplicate", "bad mask")
@@ -102,7 +103,7 @@ def looked_through(model: MaskRCNN, image: Tensor, target: dict) -> dict[str, np
 
     `rpn_boxes` (K, 4), `rpn_scores` (K,) are the RPN's best, decoded and clipped, in network frame. Of the D
     candidates, at most MOST_CANDIDATES, there are `boxes` (D, 4), `scores`, `labels`, `origins` (D,), the proposal of
-    each, and `masks` (D, m, m) in 256 steps; of the objects `truth_boxes` (G, 4), network frame, `truth_labels` (G,),
+    each, and `masks` (D, m, m) in MASK_STEPS; of the objects `truth_boxes` (G, 4), network frame, `truth_labels` (G,),
     and `truth_masks`, H W bits of each.
     """
     config, size = model.config, (image.shape[1], image.shape[2])
@@ -115,7 +116,7 @@ def looked_through(model: MaskRCNN, image: Tensor, target: dict) -> dict[str, np
     (truth,) = preprocess_targets([{"boxes": target["boxes"]}], size, config.image)
     held = {"rpn_boxes": boxes, "rpn_scores": scores, "boxes": found["boxes"], "scores": found["scores"]}
     held |= {"origins": real[found["origins"]].to(torch.uint16), "labels": found["labels"].to(torch.uint16)}
-    held |= {"masks": (masks * 256).clamp(0, 255).to(torch.uint8), "truth_boxes": truth["boxes"]}
+    held |= {"masks": (masks * MASK_STEPS).clamp(0, MASK_STEPS - 1).to(torch.uint8), "truth_boxes": truth["boxes"]}
     held |= {"truth_labels": target["labels"].to(torch.uint16)}
     bits = np.packbits(target["masks"].flatten(1).numpy(), axis=1)
     return {name: value.cpu().numpy() for name, value in held.items()} | {"truth_masks": bits}
@@ -177,7 +178,7 @@ def numbers_of(model: MaskRCNN, data: Examples, stage: str, size: Size) -> dict[
         "anchors": {"grids": grids, "strides": STRIDES, "levels": LEVELS, **dataclasses.asdict(config.anchors)},
         "positive": POSITIVE_IOU, "negative": NEGATIVE_IOU, "removes": config.rpn.cross_boundary == "remove",
         "rpn": {**dataclasses.asdict(config.rpn.test), "nms_iou": config.rpn.nms_iou, "min_size": MIN_SIZE},
-        "boxhead": dataclasses.asdict(last), "threshold": THRESHOLD, "score": SCORE,
+        "boxhead": dataclasses.asdict(last), "threshold": THRESHOLD, "steps": MASK_STEPS, "score": SCORE,
         "right": RIGHT_IOU, "near": NEAR_IOU, "colours": draw.COLOURS, "class_colours": draw.CLASS_COLOURS,
     }  # fmt: skip
 

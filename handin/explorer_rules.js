@@ -233,7 +233,7 @@ function pasted(image, d) {
   const part = { x: columns.first, y: rows.first, width: columns.cells.length, height: rows.cells.length };
   part.values = new Float32Array(part.width * part.height);
   const mask = new Float32Array((CELLS + 2) * CELLS);  // a row of zeros above and below
-  for (let n = 0; n < CELLS * CELLS; n++) mask[CELLS + n] = (image.masks[d * CELLS * CELLS + n] + 0.5) / 256;
+  for (let n = 0; n < CELLS * CELLS; n++) mask[CELLS + n] = (image.masks[d * CELLS * CELLS + n] + 0.5) / DATA.steps;
   const line = new Float32Array(CELLS + 2);  // a zero before and after
   for (let y = 0, at = 0; y < part.height; y++) {
     const row = CELLS * (rows.cells[y] + 1), upper = rows.shares[2 * y], lower = rows.shares[2 * y + 1];

@@ -357,6 +357,7 @@ def hash_of(page, n, stage, **words) -> str:
 PROPOSAL_STATES = [
     (0, {}),
     (1, {"K": 100, "N": 20, "rpn_nms": 0.5}),
+    (1, {"K": 100, "N": 20, "rpn_nms": 0.35}),
     (2, {"N": 5}),
     (3, {"K": 140, "N": 140, "rpn_nms": 0.31}),
 ]
@@ -410,7 +411,7 @@ def test_masks_are_pasted_as_in_lib(pages, opened):
         for threshold in (0.5, 0.23):
             seen = tab.evaluate(READ, hash_of(page, n, "maskhead", threshold=threshold, score=0.05))
             chosen = seen["detections"]
-            masks = (page.images[n]["masks"].view(-1, 28, 28)[chosen] + 0.5) / 256
+            masks = (page.images[n]["masks"].view(-1, 28, 28)[chosen] + 0.5) / explorer.MASK_STEPS
             pasted = paste_masks(masks, page.in_picture(page.boxes(n, "boxes")[chosen]), SIZE, threshold)
             sizes = tab.evaluate(
                 "() => detections(current()).map((d) => maskBits(current(), d).reduce((a, b) => a + b, 0))"
