@@ -543,8 +543,8 @@ assert abs(float(min(fits)) - worst) < 0.01
 assert_close(boxes.iou_matrix(square(1, 0.5), square(1)).item(), math.sqrt(0.5) / (2 - math.sqrt(0.5)))
 
 # %% [markdown]
-# Scaled by $q < 1$, $\text{IoU} = q^2$; at worst $q = 1/\sqrt 2$, so one half. An object can sit perfectly in place and still be far from any
-# anchor: that is why §4.2 has a second way to be positive.
+# Scaled by $q < 1$, $\text{IoU} = q^2$; at worst $q = 1/\sqrt 2$, so one half. So an object can sit perfectly and still be far from any anchor:
+# hence §4.2's second way to be positive.
 
 # %% [markdown]
 # ## Labels: the rules of §4.2
@@ -720,7 +720,7 @@ display(
 
 # %% [markdown]
 # Why remove anchors at all? Beyond the boundary there are no pixels to answer from; Faster R-CNN reports that training did not converge with
-# them. The price is paid by objects whose best anchor sticks out. The demo and course runs nevertheless keep them; notebook 03 measures why.
+# them. The price: objects whose best anchor sticks out. The demo and course runs nevertheless keep them; notebook 03 measures why.
 
 # %% [markdown]
 # Several anchors on one object are often ties: those of one size that lie *entirely inside* it all have the same IoU, their area divided by
@@ -1049,8 +1049,6 @@ display(
 
 # %% [markdown]
 # ## Figures exported
-#
-# The montage stands at the end.
 
 # %% cellView="form"
 # @title What this cell does: draws the montage, and lists what was saved
@@ -1091,7 +1089,7 @@ display(report.markdown([{"file": f"figures/{name}", "shows": text} for name, te
 # %% [markdown]
 # ## Exercises
 #
-# Each has a stub to write over and a check. Worked solutions: `notebooks/solutions/02_anchors.py`.
+# Each has a stub and a check. Solutions: `notebooks/solutions/02_anchors.py`.
 
 # %% [markdown]
 # ### Exercise 2.1: a lower threshold
@@ -1250,9 +1248,10 @@ assert boxes.decode(torch.full((1, 4), 1000.0), anchors[:1]).isfinite().all()
 montage
 
 # %% [markdown]
-# ## Browse
+# ## The browser
 #
-# Choose an image, a level and the kinds of anchors (the widget needs a running notebook). Try *negative* on P2, then *ignored* on P4.
+# Every training image (on GitHub a picture of the first). Pull *positive: IoU above* down: more anchors pass; up: objects keep their best. Choose an
+# *object* for its anchors alone; tick *heat map of the best IoU*: where do good ones stand?
 
 # %%
-browser.browse_anchors(train, config)
+browser.AnchorBrowser(train, config)

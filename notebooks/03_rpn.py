@@ -139,7 +139,6 @@ print(f"{len(x)} images; {len(anchors):,} anchors on each")
 # The head reads the 3 × 3 cells around one cell of one level and says, for each of the cell's three anchors: *is there an object in
 # roughly this box?* (one number) and *how should the box move and stretch?* (four numbers). Then it slides on, over all cells of all
 # levels, with the same weights: one detector for all sizes learns from the examples of every level and needs a fifth of the parameters.
-# *Which* object it is, the box head says later.
 #
 # The nine cells are not nine patches of the image: the backbone computed each of them from far more. The right picture shows which pixels
 # they depend on.
@@ -317,7 +316,7 @@ report.markdown(rows)
 # %% [markdown]
 # A handful of positives among all these negatives: trained on all of them, a head that always says "nothing" would look excellent. So
 # §4.4 samples $M$ anchors *over the whole batch of images*: positives first, up to half of $M$, then negatives. The config draws these evenly
-# from the levels; why, below. (Focal loss, exercise 3.3, keeps all and lets easy ones count little.)
+# from the levels; why, below.
 #
 # **Predict** the share of positives in a minibatch of this batch, from the table.
 
@@ -1069,9 +1068,8 @@ if inner.any() and (~inner).any():
 Markdown(f"{text}.")
 
 # %% [markdown]
-# §4.6 asks for about 1000 proposals in training: the `course` profile's $N$, for 800 × 1066 pixels. The `demo` profile's images have
-# a twentieth of the pixels and one or two objects each, and each proposal costs the box head time. The config's $N$ need not be the
-# rule's: the box head learns from several boxes of each object; but many more would only show it more background.
+# §4.6 asks for about 1000 proposals in training: the `course` profile's $N$. The `demo` profile's images have a twentieth of the pixels,
+# and each proposal costs the box head time. The config's $N$ need not be the rule's: the box head learns from several boxes of each object.
 
 # %% [markdown]
 # ## What it gets right, and what wrong
@@ -1140,7 +1138,8 @@ report.save_table(rows, "03_recall_by_group")
 report.markdown(rows)
 
 # %% [markdown]
-# The four worst, each with its best proposal:
+# The four worst, each with its best proposal. Look for a reason: an object in front or behind, a thin part that reaches far out, a shape far
+# from 1:2, 1:1 and 2:1.
 
 # %% cellView="form"
 # @title What this cell draws: the four objects covered worst
@@ -1160,6 +1159,7 @@ for ax, o in zip(axes, worst, strict=False):
 draw.legend(axes[0], {"truth": "object", "predicted": "its best proposal"})
 _ = save_figure(fig, "03_worst")
 plt.show()
+print("exported:", ", ".join(sorted(file.name for file in paths().figures.glob("03_*"))))
 sure = [f"*{name}* ({d:+.3f})" for name, (d, error) in gaps.items() if abs(d) > error]
 edge = [f"{int((best[g] >= 0.8).sum())} of {int(g.sum())} {name}" for name, g in list(groups.items())[3:5]]
 Markdown(
@@ -1169,15 +1169,6 @@ Markdown(
     f"{', '.join(sure) or 'none'}. A box at IoU 0.8 is there for {' and '.join(edge)}. Of these {len(worst)}, "
     f"{int(beside[worst].sum())} overlap another object's box, of all objects {beside.float().mean():.0%}."
 )
-
-# %% [markdown]
-# Look for a reason: an object in front or behind, a thin part that reaches far out, a shape far from 1:2, 1:1 and 2:1.
-
-# %% [markdown]
-# ## Figures exported
-
-# %%
-print("\n".join(sorted(file.name for file in paths().figures.glob("03_*"))))
 
 
 # %% [markdown]
@@ -1434,3 +1425,14 @@ random_boxes = torch.cat([corner, corner + 1 + torch.rand(100, 2) * 50], dim=1)
 again = boxes.decode(boxes.encode(random_boxes, random_boxes.flip(0)), random_boxes.flip(0))
 torch.testing.assert_close(again, random_boxes, atol=1e-3, rtol=1e-4)
 print("all checks hold")
+
+# %% [markdown]
+# ## The browser
+#
+# Every validation image (on GitHub a picture of the first). Pull *NMS of proposals: IoU* to 1: nothing is suppressed. Pull it down: more and
+# more boxes turn dotted, suppressed by better ones. Under *stage*, *1 anchors* is where they came from.
+
+# %%
+from lib.notebook import browser
+
+browser.StageBrowser(model, val, stage="rpn")

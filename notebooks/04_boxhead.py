@@ -337,7 +337,7 @@ assert not learning["boxes"].requires_grad  # fixed numbers, even where the feat
 #
 # Pooled from P2, a box of 448 pixels would have cells 16 of the map's pixels wide, and four points a cell would skip most of them; a box of 32
 # on P5 would have to fill its 49 cells from about one pixel. So [FPN](https://arxiv.org/abs/1612.03144) lets the size choose. A box as large as ImageNet's pictures, 224 pixels,
-# belongs to P4, one half as large to the next finer level. (P6 is for anchors alone: every second pixel of P5, it shows nothing more.)
+# belongs to P4, one half as large to the next finer level. (P6, every second pixel of P5, is for anchors alone.)
 #
 # $$k=\Big\lfloor4+\log_2\frac{\sqrt{wh}}{224}\Big\rfloor,\quad\text{limited to }2\dots5$$
 #
@@ -470,7 +470,7 @@ diagrams.box_head(config)
 
 # %% [markdown]
 # **Why a box for each class?** A proposal over a person in front of a vehicle has two right answers. One box for all classes would settle
-# between them; one for each class never has to. The classifier then says whose is kept. We shall see such a proposal on our image.
+# between them; one for each class never has to. The classifier then says whose is kept.
 #
 # There is no softmax here: the loss works on logits, and `refine` (below) turns them into probabilities.
 
@@ -524,8 +524,7 @@ objects_drawn, background_drawn = 100, 156
 ### END SOLUTION
 
 # %% [markdown]
-# 192 objects are wanted, 100 are there, and background fills the rest: the size is kept, the ratio where it can be. (`adds_truth`, an option,
-# off by default, lets objects' own boxes join the proposals.)
+# 192 objects are wanted, 100 are there, and background fills the rest: the size is kept, the ratio where it can be.
 
 # %%
 drawn = matching.sample(torch.tensor([2] * 100 + [0] * 1500), size=256, positive_fraction=0.75)
@@ -663,17 +662,13 @@ print(f"predicted {first_loss:.2f}, measured {measured:.2f}")
 assert abs(measured - first_loss) < 0.3
 
 # %% [markdown]
-# Now the training, or, where there was one already, what it left on disk:
+# Now the training, or what an earlier one left on disk. The losses as they enter the sum, the regression times its weight: in training the mean over an
+# epoch, while the head changes; on val at the epoch's end.
 
 # %%
 WEIGHTS = train_until("boxhead", config, DATA, WEIGHTS)
 model = load_model(WEIGHTS, "boxhead", config)
 history = read_history(WEIGHTS, "boxhead")
-
-# %% [markdown]
-# The losses as they enter the sum, the regression times its weight: in training the mean over an epoch, while the head changes; on val at the epoch's end:
-
-# %%
 fig = report.learning_curves_figure(WEIGHTS, "boxhead")
 _ = save_figure(fig, "04_learning_curves")
 display(fig)
@@ -722,7 +717,7 @@ Markdown(
 # %% [markdown]
 # ## What it gets right
 #
-# First the whole of validation through the head, once. For every proposal we keep its true class, its predicted class, and, where there is an
+# First all of validation through the head, once. For every proposal we keep its true class, its predicted class, and, where there is an
 # object, its IoU with that object before and after the regressor moved it (by the deltas of its true class, so that the classifier's
 # mistakes stay out of it).
 
@@ -917,8 +912,7 @@ Markdown(
 #
 # **In testing:** clip; drop boxes whose most probable class is background; keep the $K'$ best; NMS (notebook 3) *within each class*; keep the $N'$ best.
 # **While the mask head learns:** clip what crosses the border, or drop it (`boxhead.cross_boundary`); keep boxes with IoU above 0.5 with an object; then again the $K'$
-# best, NMS, the $N'$ best, handed on with the *object's* class. A second NMS is needed: the regressor has moved many proposals onto the same object. The score is the class's probability;
-# the RPN's objectness has done its work.
+# best, NMS, the $N'$ best, handed on with the *object's* class. A second NMS is needed: the regressor has moved many proposals onto the same object. The score is the class's probability.
 #
 # Within each class, so that a person's box does not delete the vehicle's behind it. **Predict** which of three boxes at the
 # very same place stay: person 0.9, animal 0.8, person 0.7.
@@ -1041,7 +1035,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The images where most went wrong, with everything the head is at least half sure of:
+# The images where most went wrong, with all detections of at least ½:
 
 # %% cellView="form"
 # @title What this cell draws: the images with the most mistakes
@@ -1270,7 +1264,7 @@ else:
 # %% [markdown]
 # ## Montage
 #
-# The image we follow, and more of validation, with all detections of at least ½. The next notebook fills the boxes with masks.
+# The image we follow and others, with all detections of at least ½.
 
 # %% cellView="form"
 # @title What this cell draws: detections on eight validation images
@@ -1395,3 +1389,16 @@ several = config.replace(**{"boxhead.test.score_threshold": 0.05}).boxhead
 more = boxhead.refine(logits, deltas, given, content, several)
 few, many = (sum(len(d["boxes"]) for d in found) for found in (kept, more))
 print(f"detections: {few} of the best class, {many} of every class above 0.05")
+
+# %% [markdown]
+# ## The browser
+#
+# Every validation image (on GitHub a picture of the first). Pull *NMS of boxes: IoU*: a box is dotted where a better one of its class overlaps it more.
+# Raise *score at least*: how many mistakes go before the first right box? Under *stage*: the proposals they come from.
+
+# %%
+from lib.notebook import browser
+
+stages = browser.StageBrowser(model, val, stage="boxhead")
+stages.part.value = stages.part.options[-1]  # begin with the refined boxes
+stages

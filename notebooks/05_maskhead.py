@@ -1036,7 +1036,7 @@ Markdown(
 
 # %% [markdown]
 # Two suspects for a low IoU. **Thin parts**: legs and poles, narrower than a cell of the *features*. **Others in the box**: the head must
-# guess whose pixels are whose. Thin is the share of an object's pixels within four pixels of its outline (so a small object is thinner than a large one of its shape).
+# guess whose pixels are whose. Thin is the share of an object's pixels within four pixels of its outline.
 
 # %%
 outside = F.pad(1 - true[:, None].float(), (4, 4, 4, 4), value=1)  # beyond the image's edge is outside too
@@ -1311,7 +1311,7 @@ else:
 # %% [markdown]
 # ## References
 #
-# - K. He, G. Gkioxari, P. Dollár, R. Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017 (masks, RoIAlign; its table 2 and the text on its ablations have the comparisons quoted here)
+# - K. He, G. Gkioxari, P. Dollár, R. Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017 (its ablations are quoted here)
 # - T.-Y. Lin and others: [Feature Pyramid Networks](https://arxiv.org/abs/1612.03144), 2017
 # - I. Loshchilov, F. Hutter: [AdamW](https://arxiv.org/abs/1711.05101), 2019
 # - F. Milletari, N. Navab, S.-A. Ahmadi: [V-Net](https://arxiv.org/abs/1606.04797), 2016 (the Dice loss)
@@ -1371,7 +1371,7 @@ print("no box, no loss; module = parts; masks stay in their boxes")
 # %% [markdown]
 # ## Montage
 #
-# Six validation images, the one we follow first, with all detections of a score of at least one half, and what this notebook leaves for the report.
+# Six validation images with all detections of a score of at least one half, and what this notebook leaves for the report.
 
 # %% cellView="form"
 # @title What this cell draws: six images with their masks
@@ -1407,9 +1407,10 @@ print("exported:", ", ".join(sorted(file.name for file in paths().figures.glob("
 # %% [markdown]
 # ## The browser
 #
-# Any image of the val split, its detections and their masks. (A saved notebook shows the widget only while it runs.)
+# Every validation image (on GitHub a picture of the first). Set *show* to *difference in pixels* and pull *mask threshold* down: missed pixels become hits,
+# and false ones appear; pull it up for the opposite. A row of *highlight* is drawn alone; *next mistake* leads to what went wrong.
 
 # %%
 from lib.notebook import browser
 
-browser.browse_masks(model, val)
+browser.MaskBrowser(model, val, stage="maskhead")

@@ -1481,20 +1481,30 @@ for ax, n in zip(axes.flat, range(8, min(14, len(test_set))), strict=False):
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 _ = save_figure(fig, "06_montage")
+plt.show()
+print("exported:", ", ".join(sorted(path.name for path in paths().figures.glob("06_*"))), "and metrics.json")
 
 # %% [markdown]
-# All that this notebook has written to `figures/`, for the report:
+# ## The explorer
+#
+# A page for any web browser, which needs neither Python nor a network: up to 24 test images, chosen to show what goes right and every kind of mistake that
+# was made. It holds what the network said of them before anything was thrown away; NMS, thresholds and pasting run in the page, by the rules of these
+# notebooks, and precision and recall follow each slider. A run writes the file, so GitHub has none; open yours from `figures/`. (JupyterLab's own viewer
+# asks to *Trust HTML* first; on Colab the page stands below as well, and the file can be downloaded by the folder icon at the left.)
 
 # %%
-print(*sorted(path.name for path in paths().figures.glob("06_*")), "metrics.json", sep="   ")
+from handin import explorer
+
+explorer.shown(explorer.write_explorer(models["joint"], test_set, "joint", found))
 
 # %% [markdown]
 # ## The browser
 #
-# Every image of the test split, with its ground truth and its detections at any score threshold. (A saved notebook shows the widget only while it
-# runs.)
+# Every image of the three splits (on GitHub a picture of the first). Set *go through* to *missed objects* or *false detections* (it looks at all images, then lists those), or
+# press *next mistake*; a row of *highlight* is drawn alone. Then choose *train* as the *split*: are there fewer mistakes in what the model has learnt from?
 
 # %%
 from lib.notebook import browser
 
-browser.browse_masks(models["joint"], test_set, stage="joint")
+splits = {split: CourseDataset(DATA, split, config.data) for split in ("test", "val", "train")}
+browser.MaskBrowser(models["joint"], splits, stage="joint")

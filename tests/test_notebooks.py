@@ -24,7 +24,7 @@ from lib.notebook.execute import METADATA, NOTEBOOKS, WIDGET, execute
 from tests.colab_replica import QUICK
 
 FOLDER = root() / "notebooks"
-WITH_BROWSER = {"02_anchors", "05_maskhead", "06_eval"}
+WITH_BROWSER = NOTEBOOKS[1:]
 FORBIDDEN = (
     "autoreload",
     "enable_custom_widget_manager",
@@ -146,11 +146,22 @@ def test_a_notebook_is_read_in_an_hour(name):
     assert sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown") <= 2800
 
 
-@pytest.mark.parametrize("name", sorted(WITH_BROWSER))
+@pytest.mark.parametrize("name", WITH_BROWSER)
 def test_the_browser_is_the_last_cell(name):
     cells = code_cells(source(name))
     uses = [number for number, cell in enumerate(cells) if re.search(r"\bbrowser\.\w", cell.source)]
     assert uses == [len(cells) - 1]
+
+
+def has_still(notebook):
+    """Whether the last code cell's only output is a picture and a sentence: no widget, and nothing that went wrong."""
+    (output,) = code_cells(notebook)[-1].outputs
+    return output.data.keys() == {"image/jpeg", "text/plain"} and len(output.data["image/jpeg"]) > 5_000
+
+
+@pytest.mark.parametrize("name", WITH_BROWSER)
+def test_a_page_without_widgets_shows_the_browser_as_a_picture(name):
+    assert has_still(product(name))
 
 
 @every_notebook
@@ -183,7 +194,7 @@ def test_inline_figures_are_of_screen_size(name):
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project without outputs and data, whose folders are its own."""
-    for name in ("lib", "notebooks", "benchmarks"):
+    for name in ("lib", "notebooks", "benchmarks", "handin"):
         ignore = shutil.ignore_patterns("__pycache__", "*.ipynb", ".*")
         shutil.copytree(root() / name, tmp_path / name, ignore=ignore)
     shutil.copy(root() / "pyproject.toml", tmp_path)
@@ -211,6 +222,7 @@ def run_all_six(project, source, by_a_reader=False):
         execute(name, project, environment, solutions)
         result = project / "notebooks" / ("solutions" if solutions else "") / f"{name}.ipynb"
         assert not solutions or "not done yet" not in result.read_text()
+        assert solutions or name not in WITH_BROWSER or has_still(nbformat.read(result, as_version=4)), name
     return json.loads((project / "figures" / "metrics.json").read_text())
 
 

@@ -8,21 +8,26 @@ runs beside a cell, so no training is disturbed, and there is nothing to lock.
 """
 
 import asyncio
+import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache, wraps
+from io import BytesIO
 from time import perf_counter
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from IPython.display import display
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lib.data.batches import Examples
 from lib.notebook.figures import REPORT_DPI, save_figure
 from lib.notebook.pixels import WIDTH, encoded
 
+STILL_QUALITY = 65  # of a JPEG, of 100
 KEPT = 8  # images whose results a browser keeps
 IDLE, LONG = 0.4, 0.5  # seconds: idle before the next image is looked at; where that takes longer, it is not done again
 ALL = "all", -1  # of a list of choices the one for none, and its value
@@ -124,6 +129,15 @@ class Browser(widgets.VBox):
         for changed in (self.position, *(made for row in rows for made in row), *below):
             changed.observe(self.redraw, "value")
         self.show_set(dataset)
+
+    def _ipython_display_(self) -> None:
+        """The widget and, for pages that show none (GitHub), the picture as it is now and a sentence, in one output."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        words = f"Browser of {self.name}: a still picture; its controls appear where this notebook runs."
+        with BytesIO() as file:  # it is kept in the notebook: a third of the bytes
+            Image.open(BytesIO(self.picture.value)).save(file, "JPEG", quality=STILL_QUALITY)
+            still = {"image/jpeg": base64.b64encode(file.getvalue()).decode(), "text/plain": words}
+        display({"application/vnd.jupyter.widget-view+json": view} | still, raw=True)
 
     def show_set(self, dataset: Examples) -> None:
         """Show this data set from its first image on; ValueError for one without images."""

@@ -63,7 +63,7 @@ def before_after(scores_by_stage: Mapping[str, Mapping]) -> list[dict]:
 def learning_curves_figure(weights: Path | str, stage: str) -> Figure:
     """A stage's losses over its epochs, one panel a loss (train dotted, val solid), from its history in `weights`.
 
-    Like the browser's figures it is not one of pyplot's: end a cell with it, and save it with save_figure.
+    It is not one of pyplot's: end a cell with it, and save it with save_figure.
     """
     history = read_history(weights, stage)
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
