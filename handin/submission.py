@@ -93,9 +93,7 @@ def write_zip(taken: Mapping[str, Path], out: Path) -> int:
         if (size := part.stat().st_size) > LIMIT:
             most = sorted(packed, key=lambda name: -packed[name])[:8]
             largest = ", ".join(f"{name} ({packed[name] / 1e6:.1f} MB)" for name in most)
-            raise ValueError(
-                f"the zip would have {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: largest are {largest}"
-            )
+            raise ValueError(f"the zip would have {size / 1e6:.1f} of {LIMIT / 1e6:.0f} MB; the largest are {largest}")
     return size
 
 
