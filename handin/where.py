@@ -15,9 +15,9 @@ from lib.machine.folders import root
 PAGE = "report/where.md"
 INTRO = """# Where each demand of the assignment is met
 
-Written by `python -m handin where` from `handin/where.toml`; tests hold that every name in it exists. Figures and tables
-in the last column are those of your own run, in `figures/` after `make run`. In bold what the sheet gives for it. What
-only you can write stands in the sources of the report, marked as such."""
+Written by `python -m handin where` from `handin/where.toml`; tests hold that every name in it exists. Figures and
+tables in the last column are those of your own run, in `figures/` after `make run`. In bold what the sheet gives for
+it. What only you can write stands in the sources of the report, marked as such."""
 HEAD = "| asked for | notebook | code | tests | figures, tables, report |\n| :--- | :--- | :--- | :--- | :--- |"
 
 
