@@ -1,0 +1,175 @@
+"""Sentences and choices that depend on a run's numbers, so that the report cannot say what its numbers do not.
+
+A table's rows are dicts of text, as `lib.notebook.report.read_table` gives them; a history's are numbers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from handin.numbers import PARTS, Numbers, latex, percent, plain
+
+BY_HEART = 1.5  # times the training loss: from there on the validation loss says that images are known by heart
+ENOUGH = 0.02  # the least difference of scores that calls for a suggestion
+GOOD = 0.995  # recall from which on nearly every object has a proposal
+History = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, str]]
+
+
+def listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def validation(history: History) -> dict[str, tuple[float, float, bool]]:
+    """Of each loss with a validation value: how many times the training loss it is at the end, by what share it fell
+    in the last epoch, and whether it was never lower."""
+    last, before = history[-1], history[-2:][0]
+    found = {}
+    for name in (column.removeprefix("val_") for column in last if column.startswith("val_")):
+        value = last[f"val_{name}"]
+        least = len(history) > 1 and value <= min(row[f"val_{name}"] for row in history)
+        found[name] = value / max(last[f"train_{name}"], 1e-9), 1 - value / max(before[f"val_{name}"], 1e-9), least
+    return found
+
+
+def curve_words(stage: str, history: History) -> Numbers:
+    """What a stage's learning curves say, in two sentences or three."""
+    losses, last = validation(history), history[-1]
+    if not losses:
+        return {f"curve/{stage}/said": "There is no validation split to compare with."}
+    ends = [
+        f"{name.replace('_', ' ')} {plain(last[f'train_{name}'])} and {plain(last[f'val_{name}'])}" for name in losses
+    ]
+    falling = [name.replace("_", " ") for name, (_, _, least) in losses.items() if least]
+    widest, (gap, _, _) = max(losses.items(), key=lambda item: item[1][0])
+    said = f"After epoch {len(history)} the losses on training and on validation images are: {'; '.join(ends)}. "
+    said += (
+        f"On validation images {listed(falling)} {'is' if len(falling) == 1 else 'are'} lowest after the last epoch. "
+        if falling
+        else ("On validation images no loss is lowest after the last epoch. ")
+    )
+    said += f"The widest gap is that of {widest.replace('_', ' ')}: {gap:.1f} times the training loss"
+    said += ", so part of what was learnt is known by heart." if gap > BY_HEART else ", which is little."
+    return {
+        f"curve/{stage}/said": said,
+        f"curve/{stage}/gap": f"{gap:.1f}",
+        f"curve/{stage}/widest": widest.replace("_", " "),
+    }
+
+
+def moved(before: str, after: str) -> str:
+    """How a score went from one to another, both as text."""
+    old, new = round(float(before), 3), round(float(after), 3)
+    if old == new:
+        return f"stays at {new:.3f}"
+    return f"{'rises' if new > old else 'falls'} from {old:.3f} to {new:.3f}"
+
+
+def change_words(rows: Rows) -> Numbers:
+    """From the first row of the table before and after, and from the one with the same rule of inference, to the last."""
+    found = {}
+    for column in (c for c in rows[0] if "AP" in c):
+        before, rule, after = (row[column] or 0 for row in (rows[0], rows[-2], rows[-1]))
+        found |= {f"change/{column}": moved(before, after), f"change/{column}, rule": moved(before, rule)}
+        found |= {f"change/{column}, trained": moved(rule, after)}
+    signs = [
+        round(float(rows[-1][f"{k} AP"] or 0), 3) - round(float(rows[0][f"{k} AP"] or 0), 3) for k in ("box", "mask")
+    ]
+    up, down = (listed([k for k, sign in zip(("boxes", "masks"), signs, strict=True) if f * sign > 0]) for f in (1, -1))
+    verdicts = [f"{word} the AP of {what}" for word, what in (("raised", up), ("lowered", down)) if what]
+    return found | {"change/verdict": listed(verdicts) or "changed neither AP"}
+
+
+def class_words(rows: Rows) -> Numbers:
+    """The classes with the least and the greatest mask AP after fine-tuning; the third column says before or after."""
+    after = [row for row in rows if "after" in row.values() and row["mask AP"]]
+    if not after:
+        return {}
+    found = {"class/scored": plain(len(after))}
+    for word, choose in (("hardest", min), ("easiest", max)):
+        row = choose(after, key=lambda row: float(row["mask AP"]))
+        found |= {f"class/{word}": latex(row["class"]), f"class/{word}/objects": plain(int(row["objects"]))}
+        found |= {f"class/{word}/{c}": f"{float(row[c]):.3f}" for c in ("box AP", "box AP50", "mask AP", "mask AP50")}
+    return found
+
+
+def error_words(rows: Rows) -> Numbers:
+    """How many detections are right, how many are not, and of which kind most."""
+    counts = {row["kind"]: int(row["count"]) for row in rows}
+    right, missed = counts.pop("right"), counts["missed"]
+    wrong = sum(counts.values())
+    most = max(counts, key=lambda kind: counts[kind])
+    said = f"the most frequent kind is \\emph{{{most}}}, {counts[most]} of {wrong}" if wrong else "there are no errors"
+    found = {"errors/said": said, "errors/wrong": plain(wrong), "errors/objects": plain(right + missed)}
+    found |= {
+        "errors/detections": plain(right + wrong - missed),
+        "errors/found": percent(right / max(right + missed, 1)),
+    }
+    return found | {"errors/precise": percent(right / max(right + wrong - missed, 1))}
+
+
+def recall_words(rows: Rows) -> Numbers:
+    """What the config's own K and N, the third row, leave without a proposal (§4.6)."""
+    row = rows[2]
+    found, rest = float(row["recall at 0.5"]), {"recall/K": row["K"], "recall/N": row["N"], "recall/AR": row["AR"]}
+    why = "so what is missed is lost after the RPN" if found >= GOOD else "so some of what is missed was never proposed"
+    return {name: plain(float(value)) for name, value in rest.items()} | {
+        "recall/found": percent(found),
+        "recall/why": why,
+    }
+
+
+def level_words(rows: Rows) -> Numbers:
+    """The false alarms of all levels, with the sheet's sampling and with ours (§4.2, §4.4)."""
+    ways = "as printed", "mended"
+    printed, mended = (sum(int(row[f"false alarms, {way}"]) for row in rows) for way in ways)
+    more = "fewer" if mended < printed else "more" if mended > printed else "as many"
+    return {"levels/as printed": plain(printed), "levels/mended": plain(mended), "levels/more": more}
+
+
+def suggestions(histories: Mapping[str, History], tables: Mapping[str, Rows]) -> Numbers:
+    """Which of the report's suggestions the run calls for, the most urgent first, in three groups.
+
+    By errors: their counts. By scores: how much AP is at stake. By curves: the share of the training loss by which
+    validation's exceeds it, or of itself by which it fell in the last epoch.
+    """
+    groups = {
+        "errors": {r["kind"]: float(r["count"]) for r in tables.get("06_errors", ()) if r["kind"] != "right"},
+        "scores": _at_stake(tables.get("06_before_after"), tables.get("06_per_class")),
+    }
+    said = {stage: validation(history) for stage, history in histories.items() if history}
+    gaps = {stage: max((gap for gap, _, _ in losses.values()), default=0.0) for stage, losses in said.items()}
+    falls = {s: max((fall for _, fall, least in losses.values() if least), default=0.0) for s, losses in said.items()}
+    longer, by_heart = ([s for s in found if found[s] > limit] for found, limit in ((falls, 0), (gaps, BY_HEART)))
+    groups["curves"] = {
+        "longer": max(falls.values(), default=0),
+        "data": max([gaps[s] - 1 for s in by_heart], default=0),
+    }
+    chosen = {name: sorted((k for k in g if g[k] > 0), key=lambda k, g=g: -g[k]) for name, g in groups.items()}
+    found = {f"suggestions/{name}": ",".join(kinds) for name, kinds in chosen.items()}
+    found |= {
+        "curves/falling": listed([PARTS[s] for s in longer]),
+        "curves/by heart": listed([PARTS[s] for s in by_heart]),
+    }
+    return found | {"curves/gap": f"{max(gaps.values(), default=0):.1f}"}
+
+
+def _at_stake(stages: Rows | None, classes: Rows | None) -> dict[str, float]:
+    """The AP that each suggestion of the second group could win; nothing below ENOUGH."""
+    found = {}
+    if stages:
+        first, last = ({k: float(v or 0) for k, v in row.items() if k != "stage"} for row in (stages[0], stages[-1]))
+        found = {
+            "masks": last["box AP"] - last["mask AP"],
+            "joint": max(first[f"{k} AP"] - last[f"{k} AP"] for k in ("box", "mask")),
+        }
+    after = [float(row["mask AP"]) for row in classes or () if "after" in row.values() and row["mask AP"]]
+    found |= {"class": sum(after) / len(after) - min(after)} if after else {}
+    return {name: value for name, value in found.items() if value >= (ENOUGH if name != "joint" else 0.0005)}
+
+
+WORDS: dict[str, Callable[[Rows], Numbers]] = {  # by the table that they are made from
+    "03_levels": level_words,
+    "03_recall": recall_words,
+    "06_before_after": change_words,
+    "06_errors": error_words,
+    "06_per_class": class_words,
+}
