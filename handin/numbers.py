@@ -18,8 +18,8 @@ from lib.config import STAGES, Config
 from lib.data.reader import CourseDataset
 from lib.data.split import stored_split
 from lib.machine.overrides import flat
-from lib.notebook.report import LATEX, NO_VALUE, read_table
-from lib.preprocess import IMAGE_HEIGHT, IMAGE_WIDTH, IMAGE_MEAN, IMAGE_STD
+from lib.notebook.report import LATEX, NO_VALUE
+from lib.preprocess import IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH
 from lib.training.history import read_history
 from lib.training.run import CLIP_NORM, WEIGHT_DECAY
 from lib.training.schedule import WARMUP

@@ -15,7 +15,7 @@ from pathlib import Path
 from handin import numbers
 from handin.exports import captions, exports
 from handin.numbers import PARTS, Numbers, cell, latex, plain, printable
-from handin.words import WORDS, curve_words, suggestions
+from handin.words import WORDS, curve_words, departures, suggestions
 from lib.config import STAGES, Config, load_config
 from lib.data.classes import read_classes
 from lib.data.reader import CourseDataset
@@ -27,18 +27,22 @@ from lib.notebook.figures import save_figure
 from lib.notebook.report import NO_VALUE, read_table, save_table
 from lib.training.checkpoint import stage_path, stored_config
 
-USED = re.compile(r"\\(?:runfigure|runtable|picture)(?:\[[^]]*\])?\{(\w+)\}")
+USED = re.compile(r"\\(?:run(?:figure|table|picture|tabular)|needs)(?:\[[^]]*\])?\{([\w,]+)\}")
 OWN = re.compile(r"^[^%\n]*?\\own\b", re.MULTILINE)
 ROWS = 24  # of a table, that a page has room for
 ELSEWHERE = "upload the folder report/ to Overleaf, or run `latexmk -pdf report.tex` in it where LaTeX is"
-NARROWED = {  # tables wider than a page, and the columns that the report shows
+NARROWED = {  # tables wider than a page, and the columns that the report shows; the first has lines of its own
     "06_ablation": ("row", "box AP", "mask AP", "false an image", "box AP, difference", "mask AP, difference"),
+    "06_joint": ("", "box AP", "box AP, difference", "mask AP", "mask AP, difference"),
 }
+FIRST_COLUMN = r"p{.32\linewidth}"
 DATA = {
-    "synthetic": "scenes that a program of the kit draws, not photographs",
+    "synthetic": "scenes that a program of the kit draws",
     "course": "the photographs of the course",
     "coco": "photographs of COCO",
 }
+CAUTION = {"synthetic": ", so that no score here says how the system does on photographs"}
+KIT_BACKBONE = "scenes_backbone.safetensors"
 
 
 @dataclass
@@ -65,7 +69,9 @@ def last_run() -> Run:
 def gathered(run: Run, folder: Path) -> tuple[Numbers, dict[str, str]]:
     """All numbers and words of a run, and for what is missing the sentence that says how to get it."""
     config, found, missing = run.configs["joint"], numbers.settings(run.configs), dict[str, str]()
-    found |= {"data/what": DATA.get(run.source, latex(f"the data set {run.source}")), **backbone_words(config)}
+    found |= {"data/what": DATA.get(run.source, latex(f"the data set {run.source}"))}
+    found |= {"data/caution": CAUTION.get(run.source, "")} | backbone_words(config)
+    found |= {"departures": departures(config)}
     try:
         found |= numbers.data_numbers(CourseDataset(run.data, with_masks=False), config)
     except (OSError, ValueError):
@@ -98,24 +104,24 @@ def backbone_words(config: Config) -> Numbers:
     """What the backbone was before any stage learnt, and what that means for the scores."""
     name, weights = latex(config.backbone.name), latex(config.backbone.weights)
     if config.backbone.file:
-        what = f"a {name} trunk with a pyramid of {config.backbone.channels} channels, from the file {latex(config.backbone.file.name)}"
-        drawn = config.backbone.file.name == "scenes_backbone.safetensors"
-        return {"backbone/what": what + ", which the kit's authors pretrained on drawn scenes of other seeds" * drawn}
+        what = f"a {name} trunk with a pyramid of {config.backbone.channels} channels, from {weights}"
+        ours = ", which the kit's authors pretrained for detection on drawn scenes of other seeds"
+        return {"backbone/what": what + ours * (config.backbone.file.name == KIT_BACKBONE)}
     if config.backbone.name == "maskrcnn_resnet50_fpn":
         return {"backbone/what": f"the ResNet-50 with FPN of torchvision's {name}, trained on COCO (weights {weights})"}
     return {"backbone/what": f"torchvision's {name} (weights {weights}) under a new pyramid"}
 
 
 def used(folder: Path) -> list[str]:
-    """The figures and tables that the sources in report/ name."""
+    """The figures, tables and other files of a run that the sources in report/ name."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.tex"))]
-    return sorted({name for text in texts for name in USED.findall(text)})
+    return sorted({name for text in texts for names in USED.findall(text) for name in names.split(",")})
 
 
 def table_file(name: str, run: Run) -> Path:
     """A table of a notebook lies with the run's figures, one of a benchmark comes with the project."""
-    ours = any(export.name == name for export in exports())
-    return (run.figures if ours else root() / "figures" / "published") / f"{name}.csv"
+    measured_before = name in captions()["benchmark"]
+    return (root() / "figures" / "published" if measured_before else run.figures) / f"{name}.csv"
 
 
 def write_generated(folder: Path, run: Run) -> list[str]:
@@ -127,17 +133,26 @@ def write_generated(folder: Path, run: Run) -> list[str]:
     save_table(stage_rows(run.configs, found), "settings", made)
     if rows := changed_rows(run.configs["joint"]):
         save_table(rows, "joint_changes", made)
+    else:
+        found["absent/joint_changes"] = "The joint stage changes no number."
     for name in used(folder):
-        if not any([copied_figure(name, run, made), copied_table(name, run, made)]):
-            notebook = next((export.notebook for export in exports() if export.name == name), "06_eval")
-            missing[name] = absent(name, notebook)
-    lines = [f"\\setrun{{{path}}}{{{value}}}" for path, value in sorted(found.items())]
-    lines += [f"\\setrun{{absent/{name}}}{{{latex(said)}}}" for name, said in sorted(missing.items())]
-    kinds = captions()
-    lines += [f"\\setrun{{caption/{k}/{n}}}{{{latex(t)}}}" for k in sorted(kinds) for n, t in sorted(kinds[k].items())]
+        copied = {"figure": copied_figure(name, run, made), "table": copied_table(name, run, made)}
+        for export in exports():
+            if export.name == name and not copied[export.kind]:
+                missing[name] = absent(name, export.notebook)
     with written_whole(made / "numbers.tex") as part:
-        part.write_text("\n".join(["% written by `make report`: not to be edited", *lines, ""]), encoding="utf-8")
+        part.write_text("\n".join(macros(found, missing)), encoding="utf-8")
     return list(missing.values())
+
+
+def macros(found: Numbers, missing: Mapping[str, str]) -> list[str]:
+    """The lines of numbers.tex: the numbers, what is missing, the captions."""
+    kinds = captions()
+    kinds["table"] |= kinds.pop("benchmark")
+    values = found | {f"absent/{name}": latex(said) for name, said in missing.items()}
+    values |= {f"caption/{kind}/{name}": latex(text) for kind in kinds for name, text in kinds[kind].items()}
+    lines = [f"\\setrun{{{path}}}{{{value}}}" for path, value in sorted(values.items())]
+    return ["% written by `make report`: not to be edited", *lines, ""]
 
 
 def stage_rows(configs: Mapping[str, Config], found: Numbers) -> list[dict]:
@@ -145,18 +160,14 @@ def stage_rows(configs: Mapping[str, Config], found: Numbers) -> list[dict]:
     rows = []
     for stage, part in PARTS.items():
         config = configs[stage].of_stage(stage)
-        schedule, frozen = (
-            getattr(config, stage),
-            {"rpn": config.rpn.trains == "none", "joint": config.joint.trains == "none"},
-        )
-        learns = {"joint": "all heads", "rpn": "RPN"}.get(stage, part) + " and backbone" * (not frozen.get(stage, True))
-        samples = {"rpn": plain(config.rpn.batch_samples), "boxhead": plain(config.boxhead.batch_samples)}
-        samples["joint"] = f"{samples['rpn']} and {samples['boxhead']}"
-        row = {"stage": part, "learns": learns, "epochs": schedule.epochs, "images a step": schedule.batch_size}
+        schedule, boxes = getattr(config, stage), config.boxhead.train.post_nms
+        backbone = {"fpn": " and pyramid", "all": " and backbone"}.get(getattr(schedule, "trains", "none"), "")
+        samples = {"rpn": f"{config.rpn.batch_samples} anchors", "boxhead": f"{config.boxhead.batch_samples} proposals"}
+        samples |= {"maskhead": f"{boxes} boxes an image at most", "joint": ", ".join(samples.values())}
+        row = {"stage": part, "learns": ("all heads" if stage == "joint" else part) + backbone}
+        row |= {"epochs": schedule.epochs, "images a step": schedule.batch_size}
         row |= {"steps": found.get(f"curve/{stage}/steps", NO_VALUE), "learning rate": plain(schedule.lr)}
-        rows.append(
-            row | {"samples a step": samples.get(stage, f"up to {config.boxhead.train.post_nms} boxes an image")}
-        )
+        rows.append(row | {"samples a step": samples[stage]})
     return rows
 
 
@@ -169,31 +180,36 @@ def changed_rows(config: Config) -> list[dict]:
 def copied_figure(name: str, run: Run, made: Path) -> bool:
     """Whether a figure is there; it is then copied."""
     path = run.figures / f"{name}.pdf"
-    if path.is_file():
-        shutil.copyfile(path, made / path.name)
-    return (made / path.name).is_file()
+    return path.is_file() and bool(shutil.copyfile(path, made / path.name))
 
 
 def copied_table(name: str, run: Run, made: Path) -> bool:
     """Whether a table is there; it is then copied, as much of it as a page has room for."""
-    path = table_file(name, run).with_suffix(".tex")
+    path = table_file(name, run)
     if path.is_file() and name in NARROWED:
         rows = read_table(name, path.parent)
         save_table([{column: cell(row[column]) for column in NARROWED[name]} for row in rows], name, made)
-    elif path.is_file():
-        lines = printable(path.read_text(encoding="utf-8")).splitlines()
-        left_out = len(lines) - 6 - ROWS  # beside begin, head, end and three lines
-        if left_out > 0:
-            columns = lines[2].count(" & ") + 1
-            lines[4 + ROWS : -2] = [
-                rf"\multicolumn{{{columns}}}{{l}}{{and {left_out} more rows in {latex(path.stem)}.csv}} \\"
-            ]
-        (made / path.name).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return (made / path.name).is_file()
+        path = made / path.name
+    if path.is_file():
+        text = printable(path.with_suffix(".tex").read_text(encoding="utf-8"))
+        if name in NARROWED:
+            text = text.replace("{tabular}{l", rf"{{tabular}}{{{FIRST_COLUMN}", 1)
+        (made / f"{name}.tex").write_text(shortened(text, f"{name}.csv"), encoding="utf-8")
+    return path.is_file()
+
+
+def shortened(table: str, whole: str) -> str:
+    """The first rows of a tabular that `save_table` wrote, and how many more the file `whole` has."""
+    lines = table.splitlines()
+    left_out = len(lines) - 6 - ROWS  # beside begin, head, end and three rules
+    if left_out > 0:
+        cells = rf"\multicolumn{{{lines[2].count(' & ') + 1}}}{{l}}{{and {left_out} more rows in {latex(whole)}}} \\"
+        lines[4 + ROWS : -2] = [cells]
+    return "\n".join([*lines, ""])
 
 
 def compiled(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The PDFs, of which each replaces the one before; none where latexmk is not installed. ValueError names a mistake."""
+    """The PDFs; none where latexmk is not installed. ValueError names a mistake in a source."""
     if shutil.which("latexmk") is None:
         return []
     build = folder / "generated" / "build"

@@ -6,6 +6,7 @@ A table's rows are dicts of text, as `lib.notebook.report.read_table` gives them
 from collections.abc import Callable, Mapping, Sequence
 
 from handin.numbers import PARTS, Numbers, latex, percent, plain
+from lib.config import Config
 
 BY_HEART = 1.5  # times the training loss: from there on the validation loss says that images are known by heart
 ENOUGH = 0.02  # the least difference of scores that calls for a suggestion
@@ -19,8 +20,11 @@ def listed(words: Sequence[str]) -> str:
 
 
 def validation(history: History) -> dict[str, tuple[float, float, bool]]:
-    """Of each loss with a validation value: how many times the training loss it is at the end, by what share it fell
-    in the last epoch, and whether it was never lower."""
+    """Of each loss with a validation value three things, by its name.
+
+    How many times the training loss it is at the end, by what share it fell in the last epoch, and whether it was
+    never lower.
+    """
     last, before = history[-1], history[-2:][0]
     found = {}
     for name in (column.removeprefix("val_") for column in last if column.startswith("val_")):
@@ -31,28 +35,32 @@ def validation(history: History) -> dict[str, tuple[float, float, bool]]:
 
 
 def curve_words(stage: str, history: History) -> Numbers:
-    """What a stage's learning curves say, in two sentences or three."""
+    """What a stage's learning curves say, in three sentences."""
     losses, last = validation(history), history[-1]
     if not losses:
         return {f"curve/{stage}/said": "There is no validation split to compare with."}
-    ends = [
-        f"{name.replace('_', ' ')} {plain(last[f'train_{name}'])} and {plain(last[f'val_{name}'])}" for name in losses
-    ]
-    falling = [name.replace("_", " ") for name, (_, _, least) in losses.items() if least]
-    widest, (gap, _, _) = max(losses.items(), key=lambda item: item[1][0])
+    names = {loss: loss.replace("_", " ").replace("rpn", "RPN") for loss in losses}
+    ends = [f"{names[k]} {plain(last[f'train_{k}'])} and {plain(last[f'val_{k}'])}" for k in losses]
+    falling = [names[loss] for loss, (_, _, least) in losses.items() if least]
+    widest = max(losses, key=lambda loss: losses[loss][0])
+    gap = losses[widest][0]
     said = f"After epoch {len(history)} the losses on training and on validation images are: {'; '.join(ends)}. "
-    said += (
-        f"On validation images {listed(falling)} {'is' if len(falling) == 1 else 'are'} lowest after the last epoch. "
-        if falling
-        else ("On validation images no loss is lowest after the last epoch. ")
-    )
-    said += f"The widest gap is that of {widest.replace('_', ' ')}: {gap:.1f} times the training loss"
-    said += ", so part of what was learnt is known by heart." if gap > BY_HEART else ", which is little."
-    return {
-        f"curve/{stage}/said": said,
-        f"curve/{stage}/gap": f"{gap:.1f}",
-        f"curve/{stage}/widest": widest.replace("_", " "),
-    }
+    said += f"Lowest after the last epoch, on validation images, is the loss of {listed(falling) or 'none'}. "
+    said += f"The widest gap is that of {names[widest]}, {gap:.1f} times the training loss: "
+    said += "part of what was learnt is known by heart." if gap > BY_HEART else "little is known by heart."
+    return {f"curve/{stage}/said": said}
+
+
+def departures(config: Config) -> str:
+    """Where the numbers that decide what an RPN is taught leave the sheet (§4.2, §4.4)."""
+    said = []
+    if config.rpn.cross_boundary == "clip":
+        said.append(
+            "anchors and boxes that cross the border are kept in training, cut off at it, where the sheet removes them"
+        )
+    if config.rpn.negatives == "balanced":
+        said.append("negative anchors are drawn level by level, where the sheet draws them uniformly")
+    return "; ".join(said) or "none, anchors that cross the border are removed and negatives drawn uniformly"
 
 
 def moved(before: str, after: str) -> str:
@@ -64,7 +72,7 @@ def moved(before: str, after: str) -> str:
 
 
 def change_words(rows: Rows) -> Numbers:
-    """From the first row of the table before and after, and from the one with the same rule of inference, to the last."""
+    """From the first row of the table to the last, and from the one with the last one's rule of inference."""
     found = {}
     for column in (c for c in rows[0] if "AP" in c):
         before, rule, after = (row[column] or 0 for row in (rows[0], rows[-2], rows[-1]))
