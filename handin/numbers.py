@@ -16,7 +16,7 @@ from lib.anchors import LEVELS, STRIDES, pyramid_anchors, pyramid_grids
 from lib.boxes import inside
 from lib.config import STAGES, Config
 from lib.data.reader import CourseDataset
-from lib.data.split import stored_split
+from lib.data.split import load_split
 from lib.machine.overrides import flat
 from lib.notebook.report import LATEX, NO_VALUE
 from lib.preprocess import IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH
@@ -99,7 +99,7 @@ def data_numbers(dataset: CourseDataset, config: Config) -> Numbers:
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     share, counts = width * height / (IMAGE_WIDTH * IMAGE_HEIGHT), np.array([len(v) for v in dataset.labels])
     of_class = np.bincount(labels, minlength=len(dataset.classes) + 1)[1:]
-    split = stored_split(dataset.folder, len(counts)) or {}
+    split = load_split(dataset.folder, len(counts), config.data)
     found = {f"data/{name}": plain(len(indices)) for name, indices in split.items()}
     found |= {
         "data/images": plain(len(counts)),
@@ -164,4 +164,7 @@ def table_numbers(name: str, rows: Sequence[Mapping[str, str]]) -> Numbers:
 def metric_numbers(metrics: Mapping[str, Any]) -> Numbers:
     """`figures/metrics.json`, by path: metrics/box/AP50."""
     values = {path.replace(".", "/"): value for path, value in flat(metrics).items()}
-    return {f"metrics/{key(path)}": f"{v:.3f}" if isinstance(v, float) else plain(v) for path, v in values.items()}
+    return {
+        f"metrics/{key(path)}": f"{v:.3f}" if isinstance(v, float) else plain(NO_VALUE if v is None else v)
+        for path, v in values.items()
+    }

@@ -23,14 +23,12 @@ from lib.data.sources import weights_folder
 from lib.machine.files import read_json, written_whole
 from lib.machine.folders import paths, root
 from lib.notebook import diagrams
-from lib.notebook.figures import save_figure
 from lib.notebook.report import NO_VALUE, read_table, save_table
 from lib.training.checkpoint import stage_path, stored_config
 
 USED = re.compile(r"\\(?:run(?:figure|table|picture|tabular)|needs)(?:\[[^]]*\])?\{([\w,]+)\}")
-OWN = re.compile(r"^[^%\n]*?\\own\b", re.MULTILINE)
 ROWS = 24  # of a table, that a page has room for
-ELSEWHERE = "upload the folder report/ to Overleaf, or run `latexmk -pdf report.tex` in it where LaTeX is"
+ELSEWHERE = "Upload the folder report/ to Overleaf, or run `latexmk -pdf` in it where LaTeX is."
 NARROWED = {  # tables wider than a page, and the columns that the report shows; the first has lines of its own
     "06_ablation": ("row", "box AP", "mask AP", "false an image", "box AP, difference", "mask AP, difference"),
     "06_joint": ("", "box AP", "box AP, difference", "mask AP", "mask AP, difference"),
@@ -74,7 +72,7 @@ def gathered(run: Run, folder: Path) -> tuple[Numbers, dict[str, str]]:
     found |= {"departures": departures(config)}
     try:
         found |= numbers.data_numbers(CourseDataset(run.data, with_masks=False), config)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         missing["data"] = absent(f"The data set {run.source}", "01_data")
     histories = numbers.histories(run.weights)
     for stage, notebook in zip(STAGES, ("03_rpn", "04_boxhead", "05_maskhead", "06_eval"), strict=True):
@@ -129,7 +127,8 @@ def write_generated(folder: Path, run: Run) -> list[str]:
     made = folder / "generated"
     shutil.rmtree(made, ignore_errors=True)
     found, missing = gathered(run, folder)
-    save_figure(diagrams.system("all"), "system", made)
+    made.mkdir(parents=True)
+    diagrams.system("all").savefig(made / "system.pdf", bbox_inches="tight", metadata={"CreationDate": None})
     save_table(stage_rows(run.configs, found), "settings", made)
     if rows := changed_rows(run.configs["joint"]):
         save_table(rows, "joint_changes", made)
@@ -166,7 +165,8 @@ def stage_rows(configs: Mapping[str, Config], found: Numbers) -> list[dict]:
         samples |= {"maskhead": f"{boxes} boxes an image at most", "joint": ", ".join(samples.values())}
         row = {"stage": part, "learns": ("all heads" if stage == "joint" else part) + backbone}
         row |= {"epochs": schedule.epochs, "images a step": schedule.batch_size}
-        row |= {"steps": found.get(f"curve/{stage}/steps", NO_VALUE), "learning rate": plain(schedule.lr)}
+        row |= {name: found.get(f"curve/{stage}/{name}", NO_VALUE) for name in ("steps", "minutes")}
+        row |= {"learning rate": plain(schedule.lr)}
         rows.append(row | {"samples a step": samples[stage]})
     return rows
 
@@ -229,19 +229,24 @@ def mistake(log: Path) -> str:
     return f"{' '.join(said) or 'latexmk says no more'}; the whole log is {log}"
 
 
+def own(source: str) -> int:
+    """How many passages of a source are the kit's still."""
+    return len(re.findall(r"\\own\b", re.sub(r"(?m)(?<!\\)%.*$", "", source)))
+
+
 def hand_in(documents: Sequence[str], folder: Path | None = None) -> None:
     """Write what report/ needs, compile, and say what is missing and what is still to be written by the student."""
     folder = folder or root() / "report"
     for sentence in write_generated(folder, last_run()):
         print(sentence)
     pdfs = compiled(folder, documents)
-    sources = " and ".join(f"{name}.tex" for name in documents)
-    print(*pdfs, sep="\n") if pdfs else print(
-        f"{sources} are ready; LaTeX (latexmk) is not installed here: {ELSEWHERE}"
+    sources = [f"{name}.tex" for name in documents]
+    print(
+        *pdfs or [f"LaTeX (latexmk) is not installed here. Ready to compile: {', '.join(sources)}. {ELSEWHERE}"],
+        sep="\n",
     )
-    for name in documents:
-        left = len(OWN.findall((folder / f"{name}.tex").read_text(encoding="utf-8")))
-        print(f"{name}.tex: {left} passages are still to be made your own" + " (\\own{...})" * bool(left))
+    for name in sources:
+        print(f"{name}: {own((folder / name).read_text(encoding='utf-8'))} passages (\\own) to be made your own")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

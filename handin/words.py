@@ -5,7 +5,7 @@ A table's rows are dicts of text, as `lib.notebook.report.read_table` gives them
 
 from collections.abc import Callable, Mapping, Sequence
 
-from handin.numbers import PARTS, Numbers, latex, percent, plain
+from handin.numbers import PARTS, Numbers, cell, latex, percent, plain
 from lib.config import Config
 
 BY_HEART = 1.5  # times the training loss: from there on the validation loss says that images are known by heart
@@ -88,14 +88,12 @@ def change_words(rows: Rows) -> Numbers:
 
 def class_words(rows: Rows) -> Numbers:
     """The classes with the least and the greatest mask AP after fine-tuning; the third column says before or after."""
-    after = [row for row in rows if "after" in row.values() and row["mask AP"]]
-    if not after:
-        return {}
-    found = {"class/scored": plain(len(after))}
+    after = [row for row in rows if "after" in row.values() and row["mask AP"]] or rows[-1:]
+    found = {}
     for word, choose in (("hardest", min), ("easiest", max)):
-        row = choose(after, key=lambda row: float(row["mask AP"]))
-        found |= {f"class/{word}": latex(row["class"]), f"class/{word}/objects": plain(int(row["objects"]))}
-        found |= {f"class/{word}/{c}": f"{float(row[c]):.3f}" for c in ("box AP", "box AP50", "mask AP", "mask AP50")}
+        row = choose(after, key=lambda row: float(row["mask AP"] or 0))
+        found[f"class/{word}"] = latex(row["class"])
+        found |= {f"class/{word}/{column}": latex(cell(text)) for column, text in row.items() if column}
     return found
 
 
@@ -105,7 +103,7 @@ def error_words(rows: Rows) -> Numbers:
     right, missed = counts.pop("right"), counts["missed"]
     wrong = sum(counts.values())
     most = max(counts, key=lambda kind: counts[kind])
-    said = f"the most frequent kind is \\emph{{{most}}}, {counts[most]} of {wrong}" if wrong else "there are no errors"
+    said = f"the most frequent kind is \\emph{{{most}}}, {counts[most]} of {wrong}" if wrong else "there are none"
     found = {"errors/said": said, "errors/wrong": plain(wrong), "errors/objects": plain(right + missed)}
     found |= {
         "errors/detections": plain(right + wrong - missed),
@@ -115,14 +113,16 @@ def error_words(rows: Rows) -> Numbers:
 
 
 def recall_words(rows: Rows) -> Numbers:
-    """What the config's own K and N, the third row, leave without a proposal (§4.6)."""
-    row = rows[2]
-    found, rest = float(row["recall at 0.5"]), {"recall/K": row["K"], "recall/N": row["N"], "recall/AR": row["AR"]}
+    """What the config's own K and N, the third row, leave without a proposal; in the fourth, without crossing boxes."""
+    found = float(rows[2]["recall at 0.5"])
     why = "so what is missed is lost after the RPN" if found >= GOOD else "so some of what is missed was never proposed"
-    return {name: plain(float(value)) for name, value in rest.items()} | {
-        "recall/found": percent(found),
-        "recall/why": why,
-    }
+    said = {"recall/found": percent(found), "recall/why": why}
+    return said | row_words("recall", rows[2]) | row_words("recall/removed", rows[3])
+
+
+def row_words(name: str, row: Mapping[str, str]) -> Numbers:
+    """The cells of a row whose own name hangs on the run, under another name."""
+    return {f"{name}/{column}": latex(cell(text)) for column, text in row.items()}
 
 
 def level_words(rows: Rows) -> Numbers:
@@ -175,8 +175,11 @@ def _at_stake(stages: Rows | None, classes: Rows | None) -> dict[str, float]:
 
 
 WORDS: dict[str, Callable[[Rows], Numbers]] = {  # by the table that they are made from
+    "02_positives": lambda rows: row_words("positives", rows[0]),
     "03_levels": level_words,
     "03_recall": recall_words,
+    "04_magnitudes": lambda rows: row_words("magnitudes", rows[-1]),
+    "04_refinement": lambda rows: row_words("refinement/far", rows[0]) | row_words("refinement/near", rows[-1]),
     "06_before_after": change_words,
     "06_errors": error_words,
     "06_per_class": class_words,
