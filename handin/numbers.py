@@ -27,17 +27,23 @@ from lib.training.schedule import WARMUP
 Numbers = dict[str, str]
 PARTS = {"rpn": "RPN", "boxhead": "box head", "maskhead": "mask head", "joint": "joint stage"}
 NAMED = 6  # of many classes, the number from which on they are counted instead
-KNOWN = "·×±–—’“”…°²³§½" + "".join(map(chr, range(0xC0, 0x180)))  # beside ASCII, what pdfLaTeX's fonts have
+LATIN = {chr(n) for n in range(0xC0, 0x180)} - set("ĦħĸĿŀŉŦŧſ")
+KNOWN = LATIN | set("·×±–—’“”…°²³§½")  # beside ASCII, the letters that pdfLaTeX's fonts have
 
 
-def printable(text: str) -> str:
-    """Text with the letters that pdfLaTeX lacks by their number, as in [U+732B]."""
-    return "".join(c if c.isascii() or c in KNOWN else f"[U+{ord(c):04X}]" for c in text.replace("−", "-"))
+def typeset(text: str) -> str:
+    """LaTeX with the letters that pdfLaTeX lacks by their number, [U+732B], and a minus where a hyphen is none.
+
+    What begins a row of a table must not be taken for an option of the row's end before it.
+    """
+    known = (c if c.isascii() or c in KNOWN else f"[U+{ord(c):04X}]" for c in text.replace("−", "-"))
+    signed = re.sub(r"(?<![\w}])-(?=\d)", r"\\textminus{}", "".join(known))
+    return re.sub(r"(?m)^([\[*])", r"{\1}", signed)
 
 
 def latex(text: object) -> str:
     """Text as LaTeX shows it, its special characters escaped."""
-    return printable(str(text)).translate(LATEX)
+    return typeset(str(text).translate(LATEX))
 
 
 def key(text: str) -> str:

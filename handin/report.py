@@ -14,7 +14,7 @@ from pathlib import Path
 
 from handin import numbers
 from handin.exports import captions, exports
-from handin.numbers import PARTS, Numbers, cell, latex, plain, printable
+from handin.numbers import PARTS, Numbers, cell, latex, plain, typeset
 from handin.words import WORDS, curve_words, departures, suggestions
 from lib.config import STAGES, Config, load_config
 from lib.data.classes import read_classes
@@ -33,7 +33,7 @@ NARROWED = {  # tables wider than a page, and the columns that the report shows;
     "06_ablation": ("row", "box AP", "mask AP", "false an image", "box AP, difference", "mask AP, difference"),
     "06_joint": ("", "box AP", "box AP, difference", "mask AP", "mask AP, difference"),
 }
-FIRST_COLUMN = r"p{.32\linewidth}"
+FIRST_COLUMN = r">{\raggedright\arraybackslash}p{.36\linewidth}"
 DATA = {
     "synthetic": "scenes that a program of the kit draws",
     "course": "the photographs of the course",
@@ -191,7 +191,7 @@ def copied_table(name: str, run: Run, made: Path) -> bool:
         save_table([{column: cell(row[column]) for column in NARROWED[name]} for row in rows], name, made)
         path = made / path.name
     if path.is_file():
-        text = printable(path.with_suffix(".tex").read_text(encoding="utf-8"))
+        text = typeset(path.with_suffix(".tex").read_text(encoding="utf-8"))
         if name in NARROWED:
             text = text.replace("{tabular}{l", rf"{{tabular}}{{{FIRST_COLUMN}", 1)
         (made / f"{name}.tex").write_text(shortened(text, f"{name}.csv"), encoding="utf-8")

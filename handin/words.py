@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from handin.numbers import PARTS, Numbers, cell, latex, percent, plain
 from lib.config import Config
 
-BY_HEART = 1.5  # times the training loss: from there on the validation loss says that images are known by heart
+BY_HEART = 1.2  # times the training loss: from there on the validation loss says that images are known by heart
 ENOUGH = 0.02  # the least difference of scores that calls for a suggestion
 GOOD = 0.995  # recall from which on nearly every object has a proposal
 History = Sequence[Mapping[str, float]]
@@ -45,9 +45,10 @@ def curve_words(stage: str, history: History) -> Numbers:
     widest = max(losses, key=lambda loss: losses[loss][0])
     gap = losses[widest][0]
     said = f"After epoch {len(history)} the losses on training and on validation images are: {'; '.join(ends)}. "
-    said += f"Lowest after the last epoch, on validation images, is the loss of {listed(falling) or 'none'}. "
+    lowest = f"the loss of {listed(falling)} is" if falling else "no loss is"
+    said += f"On validation images {lowest} lowest after the last epoch. "
     said += f"The widest gap is that of {names[widest]}, {gap:.1f} times the training loss: "
-    said += "part of what was learnt is known by heart." if gap > BY_HEART else "little is known by heart."
+    said += "part of what was learnt is known by heart." if gap > BY_HEART else "no sign of learning by heart."
     return {f"curve/{stage}/said": said}
 
 
@@ -93,8 +94,10 @@ def class_words(rows: Rows) -> Numbers:
     for word, choose in (("hardest", min), ("easiest", max)):
         row = choose(after, key=lambda row: float(row["mask AP"] or 0))
         found[f"class/{word}"] = latex(row["class"])
-        found |= {f"class/{word}/{column}": latex(cell(text)) for column, text in row.items() if column}
-    return found
+        found |= row_words(f"class/{word}", row)
+    hard, easy = (f"{found[f'class/{w}']} ({found[f'class/{w}/mask AP']})" for w in ("hardest", "easiest"))
+    several = f"the hardest class by its masks is {hard}, the easiest {easy}"
+    return found | {"class/said": several if hard != easy else f"the mask AP of the one class is that of {hard}"}
 
 
 def error_words(rows: Rows) -> Numbers:
@@ -115,7 +118,11 @@ def error_words(rows: Rows) -> Numbers:
 def recall_words(rows: Rows) -> Numbers:
     """What the config's own K and N, the third row, leave without a proposal; in the fourth, without crossing boxes."""
     found = float(rows[2]["recall at 0.5"])
-    why = "so what is missed is lost after the RPN" if found >= GOOD else "so some of what is missed was never proposed"
+    why = (
+        "so that what is missed is most likely lost after the RPN"
+        if found >= GOOD
+        else "so that some of what is missed may never have been proposed"
+    )
     said = {"recall/found": percent(found), "recall/why": why}
     return said | row_words("recall", rows[2]) | row_words("recall/removed", rows[3])
 
@@ -123,6 +130,12 @@ def recall_words(rows: Rows) -> Numbers:
 def row_words(name: str, row: Mapping[str, str]) -> Numbers:
     """The cells of a row whose own name hangs on the run, under another name."""
     return {f"{name}/{column}": latex(cell(text)) for column, text in row.items()}
+
+
+def outcome_words(rows: Rows) -> Numbers:
+    """The objects of all classes, by what became of them."""
+    names = ("objects", "found", "misnamed", "missed")
+    return {f"outcomes/{name}": plain(sum(int(row[name]) for row in rows)) for name in names}
 
 
 def level_words(rows: Rows) -> Numbers:
@@ -179,6 +192,7 @@ WORDS: dict[str, Callable[[Rows], Numbers]] = {  # by the table that they are ma
     "03_levels": level_words,
     "03_recall": recall_words,
     "04_magnitudes": lambda rows: row_words("magnitudes", rows[-1]),
+    "04_outcomes": outcome_words,
     "04_refinement": lambda rows: row_words("refinement/far", rows[0]) | row_words("refinement/near", rows[-1]),
     "06_before_after": change_words,
     "06_errors": error_words,

@@ -21,7 +21,7 @@ from lib.training.history import write_history
 SOURCES = ("report", "proposal", "slides", "notes")
 LOSSES = {"rpn": ("rpn_objectness", "rpn_box"), "boxhead": ("box_class", "box_regression"), "maskhead": ("mask",)}
 LOSSES |= {"joint": tuple(name for losses in LOSSES.values() for name in losses)}
-ODD = ("50 % of_a #dog", "猫 & co~", "x^2 {\\}")
+ODD = ("50 % of_a #dog", "猫 & Größe~ħ", "[x]^2 {\\} ğ")
 ALLOWED = (  # digits that are no number of a run: names, and the sheet's sections
     r"\\S ?\d+(\.\d+)*|AP(50|75)|Mask2Former|ResNet-50|L_1|smooth\\_l1\\_beta"
 )
@@ -265,10 +265,10 @@ def test_a_mistake_of_the_student_is_named(in_run, tmp_path):
 
 def test_what_a_curve_says_follows_its_numbers():
     falling = words.curve_words("maskhead", history("maskhead"))["curve/maskhead/said"]
-    assert "Lowest after the last epoch, on validation images, is the loss of mask." in falling
-    assert "1.0 times the training loss: little is known by heart" in falling
+    assert "On validation images the loss of mask is lowest after the last epoch." in falling
+    assert "1.0 times the training loss: no sign of learning by heart" in falling
     by_heart = words.curve_words("maskhead", history("maskhead", train=0.5, val=(1, 0.8, 0.9)))["curve/maskhead/said"]
-    assert "is the loss of none." in by_heart and "1.8 times the training loss: part of" in by_heart
+    assert "no loss is lowest" in by_heart and "1.8 times the training loss: part of" in by_heart
     assert "no validation split" in words.curve_words("rpn", [{"epoch": 1, "train_x": 1.0}])["curve/rpn/said"]
 
 
@@ -343,7 +343,7 @@ def test_numbers_are_plain_and_names_escaped():
         "0.705",
     ]
     assert numbers.latex("50 % of_a #dog") == r"50 \% of\_a \#dog"
-    assert numbers.latex("猫−é") == "[U+732B]-é"
+    assert numbers.latex("猫 é −0.5 a-1") == r"{[}U+732B] é \textminus{}0.5 a-1"
     assert numbers.key("as printed: a_b=0.5 (%)") == "as printed: a_b=0.5"
 
 
