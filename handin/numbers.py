@@ -69,12 +69,10 @@ def settings(configs: Mapping[str, Config]) -> Numbers:
     """The config that each stage was trained with, by path, and constants of the parts that no config holds."""
     last, joint = configs["joint"], configs["joint"].of_stage("joint")
     found = {f"joint/{path}": plain(joint.value(path)) for path in joint.paths() if path.partition(".")[0] != "joint"}
-    for path in last.paths():
+    for path in last.paths().keys() - {"joint.changes"}:
         owner = path.partition(".")[0]
         value = configs.get(owner, last).value(path)
-        found[path] = (
-            ", ".join(map(plain, value)) if isinstance(value, tuple) and path != "joint.changes" else plain(value)
-        )
+        found[path] = ", ".join(map(plain, value)) if isinstance(value, tuple) else plain(value)
     found |= {"name/profile": last.profile, "weight decay": plain(WEIGHT_DECAY), "clip norm": plain(CLIP_NORM)}
     found |= {"warm-up": f"{WARMUP:.0%}".translate(LATEX), "box pool": plain(boxhead.POOL_SIZE)}
     found |= {"mask pool": plain(maskhead.POOL_SIZE), "mask side": plain(2 * maskhead.POOL_SIZE)}
@@ -144,13 +142,12 @@ def histories(weights: Path) -> dict[str, list[dict]]:
     return {stage: rows for stage, rows in found.items() if rows}
 
 
-def curve_numbers(history: Sequence[Mapping[str, float]], stage: str, steps: int) -> Numbers:
+def curve_numbers(history: Sequence[Mapping[str, float]], stage: str) -> Numbers:
     """A stage's losses: at the first epoch, at the last, and the epoch in which validation's was least."""
     first, last = history[0], history[-1]
-    found = {f"curve/{stage}/epochs": plain(len(history)), f"curve/{stage}/steps": plain(steps * len(history))}
-    found |= (
-        {f"curve/{stage}/minutes": f"{sum(row['seconds'] for row in history) / 60:.1f}"} if "seconds" in last else {}
-    )
+    found = {f"curve/{stage}/epochs": plain(len(history))}
+    if "seconds" in last:
+        found[f"curve/{stage}/minutes"] = f"{sum(row['seconds'] for row in history) / 60:.1f}"
     for name in (column for column in last if column.startswith(("train_", "val_"))):
         split, _, loss = name.partition("_")
         path, least = f"curve/{stage}/{key(loss.replace('_', ' '))}", min(history, key=lambda row: row[name])

@@ -8,14 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handin import numbers
+from handin import COMMANDS, numbers
 from handin.exports import captions, exports
 from handin.numbers import PARTS, Numbers, cell, latex, plain, typeset
-from handin.words import WORDS, curve_words, departures, suggestions
+from handin.words import WORDS, curve_words, departures, origin_words, suggestions
 from lib.config import STAGES, Config, load_config
 from lib.data.classes import read_classes
 from lib.data.reader import CourseDataset
@@ -34,13 +34,8 @@ NARROWED = {  # tables wider than a page, and the columns that the report shows;
     "06_joint": ("", "box AP", "box AP, difference", "mask AP", "mask AP, difference"),
 }
 FIRST_COLUMN = r">{\raggedright\arraybackslash}p{.36\linewidth}"
-DATA = {
-    "synthetic": "scenes that a program of the kit draws",
-    "course": "the photographs of the course",
-    "coco": "photographs of COCO",
-}
-CAUTION = {"synthetic": ", so that no score here says how the system does on photographs"}
-KIT_BACKBONE = "scenes_backbone.safetensors"
+NOTEBOOK_OF = dict(zip(STAGES, ("03_rpn", "04_boxhead", "05_maskhead", "06_eval"), strict=True))
+DOCUMENTS = "report", "proposal"
 
 
 @dataclass
@@ -54,11 +49,14 @@ class Run:
     configs: dict[str, Config]
 
 
-def last_run() -> Run:
-    """The run that the environment names, as in the notebooks' set-up cell; numbers as the stages' files have them."""
+def last_run(weights: Path | None = None) -> Run:
+    """The run that the environment names, as in the notebooks' set-up cell; numbers as the stages' files have them.
+
+    `weights` is the folder of another training than the one that the notebooks take up.
+    """
     source = os.environ.get("MASKRCNN_SOURCE", "synthetic")
     config, data = load_config(os.environ.get("MASKRCNN_PROFILE", "demo")), paths().data / source
-    config, weights = config.replace(classes=read_classes(data)), weights_folder(source, config)
+    config, weights = config.replace(classes=read_classes(data)), weights or weights_folder(source, config)
     files = {stage: stage_path(weights, stage) for stage in STAGES}
     configs = {stage: stored_config(path) if path.is_file() else config for stage, path in files.items()}
     return Run(source, data, weights, paths().figures, configs)
@@ -67,47 +65,34 @@ def last_run() -> Run:
 def gathered(run: Run, folder: Path) -> tuple[Numbers, dict[str, str]]:
     """All numbers and words of a run, and for what is missing the sentence that says how to get it."""
     config, found, missing = run.configs["joint"], numbers.settings(run.configs), dict[str, str]()
-    found |= {"data/what": DATA.get(run.source, latex(f"the data set {run.source}"))}
-    found |= {"data/caution": CAUTION.get(run.source, "")} | backbone_words(config)
-    found |= {"departures": departures(config)}
+    found |= origin_words(run.source, config) | {"departures": departures(run.configs["rpn"])}
     try:
         found |= numbers.data_numbers(CourseDataset(run.data, with_masks=False), config)
     except FileNotFoundError:
         missing["data"] = absent(f"The data set {run.source}", "01_data")
-    histories = numbers.histories(run.weights)
-    for stage, notebook in zip(STAGES, ("03_rpn", "04_boxhead", "05_maskhead", "06_eval"), strict=True):
-        if stage in histories:
-            images = int(found.get("data/train", "0").replace(",", ""))
-            steps = images // getattr(run.configs[stage], stage).batch_size
-            found |= numbers.curve_numbers(histories[stage], stage, steps) | curve_words(stage, histories[stage])
-        else:
-            missing[f"curve_{stage}"] = absent(f"The history of the {PARTS[stage]}'s training", notebook)
     if (run.figures / "metrics.json").is_file():
         found |= numbers.metric_numbers(read_json(run.figures / "metrics.json"))
     else:
-        missing["metrics"] = absent("metrics.json", "06_eval")
-    tables = {}
-    for name in sorted({*used(folder), *WORDS}):
-        if (path := table_file(name, run)).is_file():
-            tables[name] = read_table(name, path.parent)
-            found |= numbers.table_numbers(name, tables[name]) | WORDS.get(name, lambda rows: {})(tables[name])
+        missing["metrics"] = absent("metrics.json", NOTEBOOK_OF["joint"])
+    histories, tables = numbers.histories(run.weights), read_tables({*used(folder), *WORDS}, run)
+    for stage in STAGES:
+        if stage in histories:
+            found |= numbers.curve_numbers(histories[stage], stage) | curve_words(stage, histories[stage])
+        else:
+            missing[f"curve_{stage}"] = absent(f"The history of the {PARTS[stage]}'s training", NOTEBOOK_OF[stage])
+    for name, rows in tables.items():
+        found |= numbers.table_numbers(name, rows) | WORDS.get(name, lambda rows: {})(rows)
     return found | suggestions(histories, tables), missing
+
+
+def read_tables(names: Iterable[str], run: Run) -> dict[str, list[dict]]:
+    """The rows of those of these that are tables, and are there."""
+    files = {name: table_file(name, run) for name in sorted(names)}
+    return {name: read_table(name, path.parent) for name, path in files.items() if path.is_file()}
 
 
 def absent(what: str, notebook: str) -> str:
     return f"{what} is missing: run notebook {notebook}."
-
-
-def backbone_words(config: Config) -> Numbers:
-    """What the backbone was before any stage learnt, and what that means for the scores."""
-    name, weights = latex(config.backbone.name), latex(config.backbone.weights)
-    if config.backbone.file:
-        what = f"a {name} trunk with a pyramid of {config.backbone.channels} channels, from {weights}"
-        ours = ", which the kit's authors pretrained for detection on drawn scenes of other seeds"
-        return {"backbone/what": what + ours * (config.backbone.file.name == KIT_BACKBONE)}
-    if config.backbone.name == "maskrcnn_resnet50_fpn":
-        return {"backbone/what": f"the ResNet-50 with FPN of torchvision's {name}, trained on COCO (weights {weights})"}
-    return {"backbone/what": f"torchvision's {name} (weights {weights}) under a new pyramid"}
 
 
 def used(folder: Path) -> list[str]:
@@ -130,7 +115,7 @@ def write_generated(folder: Path, run: Run) -> list[str]:
     made.mkdir(parents=True)
     diagrams.system("all").savefig(made / "system.pdf", bbox_inches="tight", metadata={"CreationDate": None})
     save_table(stage_rows(run.configs, found), "settings", made)
-    if rows := changed_rows(run.configs["joint"]):
+    if rows := changed_rows(run.configs):
         save_table(rows, "joint_changes", made)
     else:
         found["absent/joint_changes"] = "The joint stage changes no number."
@@ -165,16 +150,16 @@ def stage_rows(configs: Mapping[str, Config], found: Numbers) -> list[dict]:
         samples |= {"maskhead": f"{boxes} boxes an image at most", "joint": ", ".join(samples.values())}
         row = {"stage": part, "learns": ("all heads" if stage == "joint" else part) + backbone}
         row |= {"epochs": schedule.epochs, "images a step": schedule.batch_size}
-        row |= {name: found.get(f"curve/{stage}/{name}", NO_VALUE) for name in ("steps", "minutes")}
-        row |= {"learning rate": plain(schedule.lr)}
+        row |= {"minutes": found.get(f"curve/{stage}/minutes", NO_VALUE), "learning rate": plain(schedule.lr)}
         rows.append(row | {"samples a step": samples[stage]})
     return rows
 
 
-def changed_rows(config: Config) -> list[dict]:
+def changed_rows(configs: Mapping[str, Config]) -> list[dict]:
     """The table of what the joint stage does otherwise than the three before it."""
-    values = [(path, config.value(path), value) for path, value in config.joint.changes]
-    return [{"number": path, "stage by stage": plain(was), "joint": plain(now)} for path, was, now in values]
+    changes = configs["joint"].joint.changes
+    before = {path: configs.get(path.partition(".")[0], configs["maskhead"]).value(path) for path, _ in changes}
+    return [{"number": path, "stage by stage": plain(before[path]), "joint": plain(now)} for path, now in changes]
 
 
 def copied_figure(name: str, run: Run, made: Path) -> bool:
@@ -234,21 +219,18 @@ def own(source: str) -> int:
     return len(re.findall(r"\\own\b", re.sub(r"(?m)(?<!\\)%.*$", "", source)))
 
 
-def hand_in(documents: Sequence[str], folder: Path | None = None) -> None:
+def hand_in(documents: Sequence[str], run: Run, folder: Path) -> None:
     """Write what report/ needs, compile, and say what is missing and what is still to be written by the student."""
-    folder = folder or root() / "report"
-    for sentence in write_generated(folder, last_run()):
+    for sentence in write_generated(folder, run):
         print(sentence)
-    pdfs = compiled(folder, documents)
-    sources = [f"{name}.tex" for name in documents]
-    print(
-        *pdfs or [f"LaTeX (latexmk) is not installed here. Ready to compile: {', '.join(sources)}. {ELSEWHERE}"],
-        sep="\n",
-    )
+    sources, pdfs = [f"{name}.tex" for name in documents], [str(path) for path in compiled(folder, documents)]
+    no_tex = f"LaTeX (latexmk) is not installed here. Ready to compile: {', '.join(sources)}. {ELSEWHERE}"
+    print(*(pdfs or [no_tex]), sep="\n")
     for name in sources:
         print(f"{name}: {own((folder / name).read_text(encoding='utf-8'))} passages (\\own) to be made your own")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    argparse.ArgumentParser("python -m handin report", description=__doc__).parse_args(argv)
-    hand_in(("report", "proposal"))
+def main(argv: Sequence[str] | None = None, name: str = "report", documents: Sequence[str] = DOCUMENTS) -> None:
+    parser = argparse.ArgumentParser(f"python -m handin {name}", description=COMMANDS[name])
+    parser.add_argument("--weights", type=Path, help="what was trained with other numbers, where the figures are of it")
+    hand_in(documents, last_run(parser.parse_args(argv).weights), root() / "report")

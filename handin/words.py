@@ -5,18 +5,39 @@ A table's rows are dicts of text, as `lib.notebook.report.read_table` gives them
 
 from collections.abc import Callable, Mapping, Sequence
 
-from handin.numbers import PARTS, Numbers, cell, latex, percent, plain
+from handin.numbers import PARTS, Numbers, cell, key, latex, percent, plain
 from lib.config import Config
 
 BY_HEART = 1.2  # times the training loss: from there on the validation loss says that images are known by heart
 ENOUGH = 0.02  # the least difference of scores that calls for a suggestion
 GOOD = 0.995  # recall from which on nearly every object has a proposal
+DATA = {
+    "synthetic": "scenes that a program of the kit draws",
+    "course": "the photographs of the course",
+    "coco": "photographs of COCO",
+}
+CAUTION = {"synthetic": ", so that no score here says how the system does on photographs"}
+KIT_BACKBONE = "scenes_backbone.safetensors"
 History = Sequence[Mapping[str, float]]
 Rows = Sequence[Mapping[str, str]]
 
 
 def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def origin_words(source: str, config: Config) -> Numbers:
+    """What the pictures are and what that means for the scores, and what the backbone was before any stage learnt."""
+    found = {"data/what": DATA.get(source, f"the data set {latex(source)}"), "data/caution": CAUTION.get(source, "")}
+    name, weights, file = latex(config.backbone.name), latex(config.backbone.weights), config.backbone.file
+    what = f"torchvision's {name} (weights {weights}) under a new pyramid"
+    if file:
+        what = f"a {name} trunk with a pyramid of {config.backbone.channels} channels, from {weights}"
+        pretrained = ", which the kit's authors pretrained for detection on drawn scenes of other seeds"
+        what += pretrained * (file.name == KIT_BACKBONE)
+    elif config.backbone.name == "maskrcnn_resnet50_fpn":
+        what = f"the ResNet-50 with FPN of torchvision's {name}, trained on COCO (weights {weights})"
+    return found | {"backbone/what": what}
 
 
 def validation(history: History) -> dict[str, tuple[float, float, bool]]:
@@ -64,9 +85,9 @@ def departures(config: Config) -> str:
     return "; ".join(said) or "none, anchors that cross the border are removed and negatives drawn uniformly"
 
 
-def moved(before: str, after: str) -> str:
-    """How a score went from one to another, both as text."""
-    old, new = round(float(before), 3), round(float(after), 3)
+def moved(before: float, after: float) -> str:
+    """How a score went from one to another, as far as three digits show it."""
+    old, new = round(before, 3), round(after, 3)
     if old == new:
         return f"stays at {new:.3f}"
     return f"{'rises' if new > old else 'falls'} from {old:.3f} to {new:.3f}"
@@ -74,23 +95,26 @@ def moved(before: str, after: str) -> str:
 
 def change_words(rows: Rows) -> Numbers:
     """From the first row of the table to the last, and from the one with the last one's rule of inference."""
-    found = {}
+    found = Numbers()
     for column in (c for c in rows[0] if "AP" in c):
-        before, rule, after = (row[column] or 0 for row in (rows[0], rows[-2], rows[-1]))
+        before, rule, after = (float(row[column] or 0) for row in (rows[0], rows[-2], rows[-1]))
         found |= {f"change/{column}": moved(before, after), f"change/{column}, rule": moved(before, rule)}
         found |= {f"change/{column}, trained": moved(rule, after)}
-    signs = [
-        round(float(rows[-1][f"{k} AP"] or 0), 3) - round(float(rows[0][f"{k} AP"] or 0), 3) for k in ("box", "mask")
-    ]
-    up, down = (listed([k for k, sign in zip(("boxes", "masks"), signs, strict=True) if f * sign > 0]) for f in (1, -1))
+    went = {"boxes": found["change/box AP"], "masks": found["change/mask AP"]}
+    up, down = (listed([what for what, way in went.items() if way.startswith(word)]) for word in ("rises", "falls"))
     verdicts = [f"{word} the AP of {what}" for word, what in (("raised", up), ("lowered", down)) if what]
     return found | {"change/verdict": listed(verdicts) or "changed neither AP"}
 
 
+def is_after(row: Mapping[str, str]) -> bool:
+    """Whether a row of the table by class is of after the fine-tuning: its third column says so."""
+    return [*row.values()][2] == "after"
+
+
 def class_words(rows: Rows) -> Numbers:
     """The classes with the least and the greatest mask AP after fine-tuning; the third column says before or after."""
-    after = [row for row in rows if "after" in row.values() and row["mask AP"]] or rows[-1:]
-    found = {}
+    after = [row for row in rows if is_after(row) and row["mask AP"]] or rows[-1:]
+    found = Numbers()
     for word, choose in (("hardest", min), ("easiest", max)):
         row = choose(after, key=lambda row: float(row["mask AP"] or 0))
         found[f"class/{word}"] = latex(row["class"])
@@ -129,7 +153,7 @@ def recall_words(rows: Rows) -> Numbers:
 
 def row_words(name: str, row: Mapping[str, str]) -> Numbers:
     """The cells of a row whose own name hangs on the run, under another name."""
-    return {f"{name}/{column}": latex(cell(text)) for column, text in row.items()}
+    return {f"{name}/{key(column)}": latex(cell(text)) for column, text in row.items()}
 
 
 def outcome_words(rows: Rows) -> Numbers:
@@ -164,7 +188,7 @@ def suggestions(histories: Mapping[str, History], tables: Mapping[str, Rows]) ->
         "longer": max(falls.values(), default=0),
         "data": max([gaps[s] - 1 for s in by_heart], default=0),
     }
-    chosen = {name: sorted((k for k in g if g[k] > 0), key=lambda k, g=g: -g[k]) for name, g in groups.items()}
+    chosen = {name: sorted((k for k in g if g[k] > 0), key=g.__getitem__, reverse=True) for name, g in groups.items()}
     found = {f"suggestions/{name}": ",".join(kinds) for name, kinds in chosen.items()}
     found |= {
         "curves/falling": listed([PARTS[s] for s in longer]),
@@ -182,7 +206,7 @@ def _at_stake(stages: Rows | None, classes: Rows | None) -> dict[str, float]:
             "masks": last["box AP"] - last["mask AP"],
             "joint": max(first[f"{k} AP"] - last[f"{k} AP"] for k in ("box", "mask")),
         }
-    after = [float(row["mask AP"]) for row in classes or () if "after" in row.values() and row["mask AP"]]
+    after = [float(row["mask AP"]) for row in classes or () if is_after(row) and row["mask AP"]]
     found |= {"class": sum(after) / len(after) - min(after)} if after else {}
     return {name: value for name, value in found.items() if value >= (ENOUGH if name != "joint" else 0.0005)}
 

@@ -14,6 +14,7 @@ from lib.config import STAGES, load_config
 from lib.data.classes import write_classes
 from lib.data.reader import FILES
 from lib.machine.folders import root
+from lib.machine.tensors import save_tensors
 from lib.notebook.figures import save_figure
 from lib.notebook.report import read_table, save_table
 from lib.training.history import write_history
@@ -190,6 +191,25 @@ def test_without_a_run_it_says_which_notebooks_to_run(in_run, tmp_path, monkeypa
             assert all(f"absent/{n}" in known or list((folder / "generated").glob(f"{n}.*")) for n in names.split(","))
 
 
+def test_settings_are_those_of_the_trained_stages(in_run, tmp_path):
+    asked = load_config("demo").replace(**{"boxhead.lr": 0.004, "joint.boxhead.loss_weight": 3})
+    for stage in ("boxhead", "joint"):
+        path = tmp_path / "nothing" / "weights" / "demo" / f"{stage}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors({}, path, {"config": asked.of_stage(stage).to_json()})
+    folder = in_run(tmp_path / "nothing")
+    report.write_generated(folder, report.last_run())
+    known = defined(folder)
+    assert [known[path] for path in ("boxhead.lr", "boxhead.loss_weight", "joint/boxhead.loss_weight")] == [
+        *("0.004", "10", "3"),
+    ]
+    rows = {row["number"]: row for row in read_table("joint_changes", folder / "generated")}
+    assert (rows["boxhead.loss_weight"]["stage by stage"], rows["boxhead.loss_weight"]["joint"]) == ("10", "3")
+    assert {row["stage"]: row["learning rate"] for row in read_table("settings", folder / "generated")} == {
+        **{"RPN": "0.006", "box head": "0.004", "mask head": "0.001", "joint stage": "0.0002"}
+    }
+
+
 def test_a_figure_without_its_table_is_missing(stand_in, in_run):
     run = stand_in()
     (run / "figures" / "03_recall.csv").unlink()
@@ -233,11 +253,11 @@ def test_the_same_run_gives_the_same_bytes_and_sources_stay(stand_in, in_run, mo
     (folder / "report.tex").write_text("% my own report\n\\own{a} and \\own[b]{c}\n% \\own{no}\n", encoding="utf-8")
     monkeypatch.setattr(report.shutil, "which", lambda name: None)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    report.hand_in(("report",), folder)
+    report.hand_in(("report",), report.last_run(), folder)
     said, made = capsys.readouterr().out, sorted((folder / "generated").iterdir())
     first = [path.read_bytes() for path in made]
     assert "Ready to compile: report.tex. Upload" in said and "report.tex: 2 passages" in said
-    report.hand_in(("report",), folder)
+    report.hand_in(("report",), report.last_run(), folder)
     assert [path.read_bytes() for path in made] == first and len(made) == len(list((folder / "generated").iterdir()))
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
@@ -297,7 +317,7 @@ def test_the_worst_error_is_named():
 def test_suggestions_follow_the_numbers():
     def tables(errors: dict, box=(0.5, 0.6), mask=(0.5, 0.59), classes=(0.59,)) -> dict:
         stages = [{"stage": "", "box AP": f"{b}", "mask AP": f"{m}"} for b, m in zip(box, mask, strict=True)]
-        per_class = [{"class": "c", "": "after", "mask AP": f"{value}"} for value in classes]
+        per_class = [{"class": "c", "objects": "9", "": "after", "mask AP": f"{value}"} for value in classes]
         errors = [{"kind": "right", "count": "9"}, *({"kind": k, "count": f"{n}"} for k, n in errors.items())]
         return {"06_errors": errors, "06_before_after": stages, "06_per_class": per_class}
 
