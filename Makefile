@@ -60,8 +60,9 @@ submission: $(VENV)/.installed  ## the zip to hand in: code, executed notebooks,
 student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
 	$(BIN)/python -m lib student
 
-publish:  ## the tables, scores and picture of the run here become those that the repository ships
+publish: $(VENV)/.installed  ## the tables, scores and picture of the run here become those that the repository ships
 	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/published/
+	$(BIN)/python -m handin index
 
 badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out
 	$(BIN)/python -m lib badges

@@ -70,4 +70,4 @@ def captions() -> dict[str, dict[str, str]]:
 def heading_link(notebook: str, heading: str, folder: Path) -> str:
     """A link's target, from a page in `folder`, to a heading of an executed notebook, as Jupyter names it."""
     path = Path(os.path.relpath(root() / "notebooks" / f"{notebook}.ipynb", folder)).as_posix()
-    return f"{quote(path)}#{quote(heading.replace(' ', '-'))}"
+    return f"{quote(path)}#{quote(heading.replace('`', '').replace(' ', '-'))}"
