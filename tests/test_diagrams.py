@@ -25,7 +25,7 @@ CONFIGS["odd"] = CONFIGS["demo"].replace(
 HEADS = ("pyramid", "rpn_head", "box_head", "mask_head")
 FIGURES = [
     ("roi_align", None),
-    *(("system", lit) for lit in LIT),
+    *(("system", lit) for lit in (*LIT, "all")),
     *((head, name) for head in HEADS for name in CONFIGS),
 ]
 

@@ -63,11 +63,11 @@ _LETTERS = (  # those on the arrows
 
 
 def system(lit: str) -> Figure:
-    """The whole system in testing (§1), with one part in colour.
+    """The whole system in testing (§1), with one part in colour, or all.
 
-    `lit` is "data", "anchors", "rpn", "boxhead", "maskhead" or "eval"; ValueError for any other.
+    `lit` is "data", "anchors", "rpn", "boxhead", "maskhead", "eval" or "all"; ValueError for any other.
     """
-    lights = {part: name == lit for part, (name, *_) in _SYSTEM.items()}
+    lights = {part: lit in (name, "all") for part, (name, *_) in _SYSTEM.items()}
     if not any(lights.values()):
         names = dict.fromkeys(name for name, *_ in _SYSTEM.values())
         raise ValueError(f"the diagram has no part {lit!r}: choose one of {', '.join(names)}")

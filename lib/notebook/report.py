@@ -18,7 +18,7 @@ from lib.training.history import read_history
 
 NO_VALUE = "–"
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", NO_VALUE: "endash"}
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{word}{{}}" for c, word in _WORDS.items()})
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{word}{{}}" for c, word in _WORDS.items()})
 
 
 def save_table(rows: Sequence[Mapping], name: str, folder: Path | str | None = None) -> list[Path]:
@@ -28,7 +28,7 @@ def save_table(rows: Sequence[Mapping], name: str, folder: Path | str | None = N
     """
     folder = Path(folder or paths().figures)
     written = [folder / f"{name}.csv", folder / f"{name}.tex"]
-    head, *body = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in _cells(rows))
+    head, *body = (" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in _cells(rows))
     alignment = "".join("r" if number else "l" for number in _numeric(rows))
     tex = [f"\\begin{{tabular}}{{{alignment}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", ""]
     with written_whole(written[0]) as part, open(part, "w", newline="", encoding="utf-8") as file:
