@@ -1,13 +1,14 @@
-"""Real Jupyters in a real browser: JupyterLab with ipywidgets 8, and classic Notebook 6.5 with ipywidgets 7.7, Colab's pair.
+"""Real Jupyters in a real browser: JupyterLab with ipywidgets 8, and classic Notebook with 7.7, which is Colab's pair.
 
-The second pair lies in `.venv/classic` (`make test` puts it there, from requirements-classic.txt), beside the packages of
-the environment and found before them by PYTHONPATH alone. A `Page` is a notebook as its reader sees it, and the same
+The second pair lies in `.venv/classic` (`make test` puts it there, from requirements-classic.txt), beside the packages
+of the environment and found before them by PYTHONPATH alone. A `Page` is a notebook as its reader sees it, and the same
 for both: controls are found by the words beside them and moved by keyboard or mouse.
 """
 
 import base64
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -148,7 +149,7 @@ class Pictures:
         act()
         self.picture.and_(self.box.locator(f"img:not([src='{source}'])")).wait_for()
 
-    def says(self, words: str) -> None:
+    def says(self, words: str | re.Pattern) -> None:
         """Wait until a line beside the picture says this."""
         self.box.locator(".widget-html").filter(has_text=words).first.wait_for()
 

@@ -35,7 +35,7 @@ def scene(n: int) -> tuple[Tensor, dict]:
     image[n] += 30
     labels, boxes = zip(*OBJECTS[n], strict=True)
     masks = torch.stack([ellipse(box) for box in boxes])
-    image[:, masks.amax(dim=0) > 0] = 150
+    image[:, masks.amax(dim=0) > 0] = 90
     target = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels), "masks": masks, "image_id": n}
     return image, target
 
