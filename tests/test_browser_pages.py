@@ -71,6 +71,7 @@ def notebook(request, tmp_path_factory):
         try:
             opened = Page(request.param, page, address, "browse.ipynb")
             opened.run_all()
+            opened.page.get_by_text(VERSION[request.param]).wait_for()
             yield opened, folder
         finally:
             page.screenshot(path=folder / "notebook.png")
@@ -306,10 +307,8 @@ def test_the_browser_of_stages(notebook):
     move(pictures.press, "score at least", "End", boxes=apart(few, best), says=says)
     pictures.press("score at least", "Home")
     logits, first = MODEL.rpn(FEATURES)[0][0], drawn(2, 0.05, 0.05)
-    top, says = (
-        ANCHORS[logits.topk(MOST).indices],
-        f"{int((logits.sigmoid() >= 0.05).sum())} of these score at least 0.05",
-    )
+    enough = int((logits.sigmoid() >= 0.05).sum())
+    top, says = ANCHORS[logits.topk(MOST).indices], f"{enough} boxes with a score of at least 0.05 ({MOST} drawn)"
     move(pictures.choose, "stage", "1 anchors", boxes=torch.cat([top, first[:, :4]]), says=says)
     refined, says = drawn(3, 0.05, 0.5), boxes_of(3, 0.05, 0.5)[2]
     move(pictures.choose, "stage", "3 refined boxes", boxes=torch.cat([top, refined[:, :4]]), says=says)
