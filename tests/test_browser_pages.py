@@ -37,6 +37,9 @@ from lib.notebook.browser import AnchorBrowser, MaskBrowser, StageBrowser
 model = StandIn()
 print("ipywidgets", ipywidgets.__version__)
 """
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync".split()
+)
 BROWSERS = (
     "AnchorBrowser(SCENES, CONFIG)",
     "StageBrowser(model, SCENES)",
@@ -54,7 +57,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
