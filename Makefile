@@ -16,7 +16,7 @@ help:  ## this list
 run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs, weights/demo/, figures/
 	$(BIN)/python -m lib run
 
-test: lint  ## lint, format, types, all tests and their coverage
+test: lint $(VENV)/classic/.installed  ## lint, format, types, all tests and their coverage
 	$(BIN)/python -m pytest --cov=lib --cov=handin --cov-report=term:skip-covered
 
 # PYTHON313=/where/python3.13 make test-colab, where `python3.13` is not on the PATH
@@ -87,6 +87,12 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
+	touch $@
+
+# Beside the environment's packages, and before them where PYTHONPATH says so (tests/jupyters.py).
+$(VENV)/classic/.installed: requirements-classic.txt requirements-colab.txt $(VENV)/.installed-dev
+	rm -rf $(@D)
+	$(PIP) --quiet --no-deps --target $(@D) -r requirements-classic.txt
 	touch $@
 
 .venv-colab/.installed: requirements-colab.txt

@@ -269,8 +269,8 @@ def test_one_forward_pass_an_image_whatever_moves(monkeypatch):
     for part in browser.part.options:
         browser.part.value = part
         browser.score.value = 0.1 if browser.score.value > 0.1 else 0.3
-        browser.rpn_nms.value -= 0.1
-        browser.box_nms.value -= 0.1
+        browser.rpn_nms.index -= 2
+        browser.box_nms.index -= 2
     assert len(seen) == 1
     browser.step(1)
     browser.step(-1)
@@ -433,8 +433,13 @@ def test_images_are_stepped_through_and_played():
 
 def test_only_what_old_and_new_ipywidgets_share():
     kinds = {type(widget).__name__ for browser in every_browser() for widget in every_widget(browser)[1:]}
-    shared = {"VBox", "HBox", "IntSlider", "FloatSlider", "Dropdown", "Checkbox", "Button", "Image", "HTML", "Play"}
+    shared = {"VBox", "HBox", "IntSlider", "SelectionSlider", "Dropdown", "Checkbox", "Button", "Image", "HTML", "Play"}
     assert kinds <= shared | {"Select"}
+
+
+def test_a_fraction_outside_of_the_steps_can_be_where_a_slider_starts():
+    chosen = [label for label, _ in controls.slider("IoU", 0.33, 0.3, 0.4, "").options]
+    assert chosen == ["0.30", "0.33", "0.35", "0.40"]
 
 
 def test_sliders_are_wide_and_wait_until_they_are_let_go():

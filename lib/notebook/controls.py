@@ -53,9 +53,16 @@ def control(kind: str, description: str, hint: str, width: str = "340px", **trai
 
 
 def slider(description: str, value: float, low: float, high: float, hint: str, step: float = 0.05) -> Any:
-    """A wide slider that speaks when it is let go: each value costs a drawing and, in Colab, a picture's journey."""
-    kind, scale = "IntSlider" if isinstance(step, int) else "FloatSlider", {"min": low, "max": high, "step": step}
-    return control(kind, description, hint, f"{WIDTH}px", value=value, continuous_update=False, **scale)
+    """A wide slider that speaks when it is let go: each value costs a drawing and, in Colab, a picture's journey.
+
+    Fractions are a choice among exact values: with some ranges 7.7's slider of numbers ends a step before the highest.
+    """
+    made = {"value": value, "continuous_update": False}
+    if isinstance(step, int):
+        return control("IntSlider", description, hint, f"{WIDTH}px", min=low, max=high, step=step, **made)
+    values = {value, *(round(low + n * step, 2) for n in range(round((high - low) / step) + 1))}
+    options = [(f"{v:.2f}", v) for v in sorted(values)]
+    return control("SelectionSlider", description, hint, f"{WIDTH}px", options=options, **made)
 
 
 def tick(description: str, value: bool, hint: str) -> Any:
