@@ -105,6 +105,11 @@ def train_ours(config: Config, data: Path, folder: Path) -> nn.Module:
 # ----------------------------------------------------------------------------------------------------- torchvision's
 
 
+def without_changes(config: Config) -> Config:
+    """The config without the joint stage's changes, which are ours alone."""
+    return dataclasses.replace(config, joint=dataclasses.replace(config.joint, changes=()))
+
+
 def torchvision_model(config: Config) -> TorchvisionMaskRCNN:
     """torchvision's Mask R-CNN with the config's trunk, pyramid, anchors and widths; all else as torchvision has it."""
     backbone, hidden = build_backbone(config.backbone), config.maskhead.hidden
@@ -299,7 +304,7 @@ def kept_run(
 def _same(stored: str, config: Config) -> bool:
     """Whether a run's config is this one; a number that is no more makes it another."""
     try:
-        return Config.from_json(stored) == config
+        return Config.from_json(stored) == Config.from_json(config.to_json())
     except ValueError:
         return False
 
@@ -394,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = args.out / f"accuracy_{args.setting}_{model}_{seed}.json"
             config = SETTINGS[args.setting].override([*args.set, f"training.seed={seed}"])
             if model == "torchvision":
-                config = dataclasses.replace(config, joint=dataclasses.replace(config.joint, changes=()))  # ours alone
+                config = without_changes(config)
             kept_run(path, args.setting, model, config, data)
             print_table(table(finished_runs(args.out, "accuracy")))
     save_table(table(finished_runs(args.out, "accuracy")), "06_accuracy", args.out.parent)

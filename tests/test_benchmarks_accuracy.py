@@ -56,8 +56,9 @@ def test_one_row_a_model_with_mean_and_deviation():
     assert (peer["model"], peer["mask AP"]) == ("torchvision", "0.100")
 
 
-def test_a_finished_run_is_kept_and_another_config_refused(tmp_path):
-    config = accuracy.SETTINGS["scenes"]
+@pytest.mark.parametrize("of_model", [lambda config: config, accuracy.without_changes])
+def test_a_finished_run_is_kept_and_another_config_refused(tmp_path, of_model):
+    config = of_model(accuracy.SETTINGS["scenes"])
     path = tmp_path / "accuracy_scenes_ours_0.json"
     path.write_text(json.dumps({**a_run("ours", 0, 0.2), "config": config.to_json()}))
     arguments = (path, "scenes", "ours")
