@@ -247,7 +247,7 @@ def lib_says(score: float, rpn_nms: float, box_nms: float) -> tuple[Tensor, Tens
     return tuple(result["boxes"][result["scores"] >= score] for result in (proposed, found))
 
 
-@pytest.mark.parametrize("score, nms", [(0.05, 0.7), (0.05, 0.3), (0.6, 0.5), (0.05, 1.0)])
+@pytest.mark.parametrize("score, nms", [(0.05, 0.1), (0.05, 0.7), (0.6, 0.5), (0.05, 1.0)])
 def test_nms_keeps_what_libs_keeps(score, nms):
     browser = StageBrowser(MODEL, SCENES, "maskhead")
     browser.score.value = score
