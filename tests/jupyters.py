@@ -120,8 +120,7 @@ class Pictures:
         self.picture.wait_for()
 
     def control(self, words: str):
-        named = f'label[normalize-space()="{words}"]'
-        return self.box.locator(f'xpath=.//*[contains(@class, "jupyter-widgets") and {named}]')
+        return self.box.locator(f'xpath=.//label[normalize-space()="{words}"]/..')
 
     def press(self, slider: str, *keys: str) -> None:
         """Press these keys on a slider, one after another; the picture follows each."""

@@ -120,8 +120,8 @@ class Watched:
     def paint(self, act: Callable, *arguments, area: Tensor, says: str = "", within=None, boxes: Tensor = NOTHING):
         """Pixels of the area (h, w) change, most of them; none do outside of `within`, but at outlines of the boxes."""
         change = self.change(act, arguments, says)
-        inner = self.shown(area, ImageFilter.MinFilter(9))
-        near = self.shown(area if within is None else within, ImageFilter.MaxFilter(19))
+        inner = self.shown(area, 4) == 255
+        near = self.shown(area if within is None else within, 9) > 0
         for box in self.in_picture(boxes):
             near |= self.lines(box, 9) | self.captions(box)
         assert inner.any() and (change > SEEN)[inner].mean() > 0.8
@@ -134,12 +134,12 @@ class Watched:
     def in_picture(self, boxes: Tensor) -> np.ndarray:
         return (boxes * self.zoom + self.corner).round().numpy()
 
-    def shown(self, area: Tensor, grown: ImageFilter.Filter) -> np.ndarray:
-        """An area (h, w) of the frame, made smaller or larger -> which pixels of the picture lie in it."""
+    def shown(self, area: Tensor, by: int) -> np.ndarray:
+        """An area (h, w) of the frame -> the picture (h, w) of it, 255 well within and 0 well outside, blurred."""
         picture = Image.new("L", self.size[::-1])
         size = [round(n * self.zoom) for n in area.shape[::-1]]
         picture.paste(Image.fromarray(area.byte().numpy() * 255).resize(size), (self.corner, self.corner))
-        return np.asarray(picture.filter(grown)) > 128
+        return np.asarray(picture.filter(ImageFilter.BoxBlur(by)))
 
     def change(self, act: Callable, arguments: tuple, says: str) -> np.ndarray:
         """By how much (h, w) the picture changes when something is done and then this said."""
