@@ -423,7 +423,7 @@ unpack().then(() => {
   makePage();
   document.onkeydown = onKey;
   for (const [id, act] of [["previous", () => step(-1)], ["next", () => step(1)], ["mistake", nextMistake], ["theme", KEYS.d]]) document.getElementById(id).onclick = act;
-  window.onhashchange = () => set(fromLink(location.hash));
+  window.onhashchange = ({ newURL }) => set(fromLink(new URL(newURL).hash));  // showLink may have come in between
   window.onresize = () => set({});
   matchMedia("(prefers-color-scheme: dark)").onchange = () => set({});
   set(fromLink(location.hash));
