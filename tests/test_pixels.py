@@ -56,6 +56,13 @@ def test_a_box_beyond_the_picture_is_cut_off_where_it_ends():
     assert (pixels(drawn)[300 : round(40 * zoom), edge] == [0x56, 0xB4, 0xE9]).all()
 
 
+def test_what_is_drawn_first_is_on_top():
+    drawn = canvas()
+    drawn.boxes(BOX, "positive")
+    drawn.boxes(BOX, "proposal")
+    assert pixels(drawn)[300, 200].tolist() == [0x56, 0xB4, 0xE9]
+
+
 def test_padding_and_margin_can_be_seen():
     drawn = pixels(canvas(frame=(32, 44), margin=4))
     corner, padding = drawn[0, 0], drawn[100, WIDTH - round(5 * WIDTH / 52)]
