@@ -80,6 +80,6 @@ def mask_ious(masks: Tensor, objects: list[int | None], truth: Tensor) -> list[f
     found, there = (m.numpy().view(bool) for m in (masks, truth))
     for n, which in enumerate(objects):
         if which is not None:
-            either = np.count_nonzero(found[n] | there[which])
-            values[n] = np.count_nonzero(found[n] & there[which]) / max(either, 1)
+            both, either = (int(np.count_nonzero(m)) for m in (found[n] & there[which], found[n] | there[which]))
+            values[n] = both / max(either, 1)
     return values
