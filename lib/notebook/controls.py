@@ -62,7 +62,9 @@ def slider(description: str, value: float, low: float, high: float, hint: str, s
         return control("IntSlider", description, hint, f"{WIDTH}px", min=low, max=high, step=step, **made)
     values = {value, *(round(low + n * step, 2) for n in range(round((high - low) / step) + 1))}
     options = [(f"{v:.2f}", v) for v in sorted(values)]
-    return control("SelectionSlider", description, hint, f"{WIDTH}px", options=options, **made)
+    chooser = control("SelectionSlider", description, hint, f"{WIDTH}px", options=options, **made)
+    chooser.layout.margin = "2px"  # as every other widget's: ipywidgets 8 leaves it out here
+    return chooser
 
 
 def tick(description: str, value: bool, hint: str) -> Any:
