@@ -29,7 +29,7 @@ def test_what_fails_leaves_the_earlier_file(tmp_path):
 
 def requirements(name: str) -> dict[str, Requirement]:
     lines = [line.split("#")[0].strip() for line in (root() / name).read_text().splitlines()]
-    return {r.name: r for r in (Requirement(line) for line in lines if line and not line.startswith("-r"))}
+    return {r.name: r for r in (Requirement(line) for line in lines if line and not line.startswith("-"))}
 
 
 def test_the_constraints_meet_every_requirement():
@@ -46,6 +46,13 @@ def test_colab_meets_every_lower_bound():
     for name, requirement in wanted.items():
         assert [clause.operator for clause in requirement.specifier] == [">="], requirement
         assert requirement.specifier.contains(next(iter(there[name].specifier)).version), requirement
+
+
+def test_classic_notebook_comes_in_fixed_versions():
+    """Those of Colab, as far as it has them: of what has no version here, the constraints say which."""
+    there, wanted = requirements("requirements-colab.txt"), requirements("requirements-classic.txt")
+    assert [name for name, requirement in wanted.items() if bool(requirement.specifier) == (name in there)] == []
+    assert "-c requirements-colab.txt" in (root() / "requirements-classic.txt").read_text().splitlines()
 
 
 def test_make_alone_prints_what_there_is():
