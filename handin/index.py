@@ -27,12 +27,17 @@ def write_index(figures: Path) -> list[str]:
 
     Raises ValueError where nothing was exported.
     """
-    there = [export for export in exports() if all((figures / file).is_file() for file in export.files)]
+    there = exported(figures)
     if not there:
         raise ValueError(f"{figures} holds no figure that a notebook exports: `make run` first")
     with written_whole(figures / "index.md") as part:
         part.write_text(_page(there, figures), encoding="utf-8")
     return [file for export in exports() for file in export.files if not (figures / file).is_file()]
+
+
+def exported(figures: Path) -> list[Export]:
+    """The figures and tables that are there, each with all its files."""
+    return [export for export in exports() if all((figures / file).is_file() for file in export.files)]
 
 
 def _page(there: Sequence[Export], figures: Path) -> str:

@@ -11,7 +11,6 @@ from handin.exports import exports
 from lib.machine.errors import listed
 from lib.notebook.execute import NOTEBOOKS
 
-OWN = re.compile(r"^[^%\n]*?\\own\b", re.MULTILINE)  # marks what only the student can write
 NEEDED = {
     "README.md": "it says how to run the code: the sheet asks for it",
     "weights/scenes_backbone.safetensors": "without it the demo does not run",
@@ -66,6 +65,11 @@ def report_lacks(report: Path) -> list[str]:
         told = ["report/report.pdf is missing, so the zip has its sources: `make report` compiles it where LaTeX is."]
     elif pdf.stat().st_mtime < source.stat().st_mtime:
         told = ["report/report.pdf is older than report.tex: `make report`."]
-    if left := len(OWN.findall(source.read_text(encoding="utf-8"))):
+    if left := own(source.read_text(encoding="utf-8")):
         told.append(f"report/report.tex has {left} passages that are still to be made your own.")
     return told
+
+
+def own(source: str) -> int:
+    """How many passages of a LaTeX source only the student can write, and are the kit's still."""
+    return len(re.findall(r"\\own\b", re.sub(r"(?m)(?<!\\)%.*$", "", source)))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from handin import COMMANDS, numbers
 from handin.exports import captions, exports
+from handin.index import exported, write_index
+from handin.missing import own
 from handin.numbers import PARTS, Numbers, cell, latex, plain, typeset
 from handin.words import WORDS, curve_words, departures, origin_words, suggestions
 from lib.config import STAGES, Config, load_config
@@ -214,11 +216,6 @@ def mistake(log: Path) -> str:
     return f"{' '.join(said) or 'latexmk says no more'}; the whole log is {log}"
 
 
-def own(source: str) -> int:
-    """How many passages of a source are the kit's still."""
-    return len(re.findall(r"\\own\b", re.sub(r"(?m)(?<!\\)%.*$", "", source)))
-
-
 def hand_in(documents: Sequence[str], run: Run, folder: Path) -> None:
     """Write what report/ needs, compile, and say what is missing and what is still to be written by the student."""
     for sentence in write_generated(folder, run):
@@ -233,4 +230,7 @@ def hand_in(documents: Sequence[str], run: Run, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None, name: str = "report", documents: Sequence[str] = DOCUMENTS) -> None:
     parser = argparse.ArgumentParser(f"python -m handin {name}", description=COMMANDS[name])
     parser.add_argument("--weights", type=Path, help="what was trained with other numbers, where the figures are of it")
-    hand_in(documents, last_run(parser.parse_args(argv).weights), root() / "report")
+    run = last_run(parser.parse_args(argv).weights)
+    if exported(run.figures):
+        write_index(run.figures)
+    hand_in(documents, run, root() / "report")

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from handin.exports import exports
-from handin.index import OTHERS, write_index
+from handin.index import OTHERS, exported, write_index
 from handin.missing import missing
 from lib.machine.errors import listed
 from lib.machine.files import written_whole
@@ -112,6 +112,6 @@ def submit(project: Path, figures: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser("python -m handin submission", description=__doc__).parse_args(argv)
     figures = paths().figures
-    if any((figures / file).is_file() for export in exports() for file in export.files):
+    if exported(figures):
         write_index(figures)
     print("\n".join(submit(root(), figures)))

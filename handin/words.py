@@ -151,6 +151,23 @@ def recall_words(rows: Rows) -> Numbers:
     return said | row_words("recall", rows[2]) | row_words("recall/removed", rows[3])
 
 
+def ladder_words(rows: Rows) -> Numbers:
+    """What grid, box and head cost of the masks' IoU, one after the other, and what is left."""
+    ious = [float(row["mean IoU"]) for row in rows]
+    costs = zip(("grid", "box", "head"), ious, ious[1:], strict=False)
+    return {f"cost/{name}": f"{a - b:.3f}" for name, a, b in costs} | {"cost/left": f"{ious[-1]:.3f}"}
+
+
+def threshold_words(rows: Rows) -> Numbers:
+    """The mask threshold of one half, in the middle row, and the best one; what is missed and surplus in percent."""
+    found = Numbers()
+    for word, row in (("half", rows[len(rows) // 2]), ("best", max(rows, key=lambda row: float(row["IoU"])))):
+        shares = {name: percent(float(row[name])) for name in ("missed", "surplus")}
+        found |= {f"threshold/{word}/{name}": value for name, value in shares.items()}
+        found |= {f"threshold/{word}/{name}": cell(row[name]) for name in ("threshold", "IoU")}
+    return found
+
+
 def row_words(name: str, row: Mapping[str, str]) -> Numbers:
     """The cells of a row whose own name hangs on the run, under another name."""
     return {f"{name}/{key(column)}": latex(cell(text)) for column, text in row.items()}
@@ -218,6 +235,8 @@ WORDS: dict[str, Callable[[Rows], Numbers]] = {  # by the table that they are ma
     "04_magnitudes": lambda rows: row_words("magnitudes", rows[-1]),
     "04_outcomes": outcome_words,
     "04_refinement": lambda rows: row_words("refinement/far", rows[0]) | row_words("refinement/near", rows[-1]),
+    "05_losses_of_iou": ladder_words,
+    "05_threshold": threshold_words,
     "06_before_after": change_words,
     "06_errors": error_words,
     "06_per_class": class_words,

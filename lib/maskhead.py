@@ -16,7 +16,7 @@ from lib.roi_align import roi_align
 
 POOL_SIZE = 14  # of a box that a mask is predicted for; the mask is twice as large
 THRESHOLD = 0.5  # of the probability that a pixel belongs to the object (§7.5)
-_PASTE_CHUNK = 2**27  # pixels pasted at once: bounds the memory for large pictures
+_PASTE_CHUNK = 2**23  # pixels pasted at once: what fits into memory that is had again and again, not asked for anew
 
 
 @dataclass(frozen=True)

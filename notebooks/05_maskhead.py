@@ -976,6 +976,8 @@ ax.axvline(maskhead.THRESHOLD, color="black", linewidth=0.8, label="our threshol
 ax.set(xlabel="threshold", ylabel="IoU, or share of the object", ylim=(0, 1))
 ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
 _ = save_figure(fig, "05_threshold")
+rows = [{"threshold": t} | {name: values[n] for name, values in curve.items()} for n, t in enumerate(thresholds)]
+_ = report.save_table(rows, "05_threshold")
 plt.show()
 
 assert curve["missed"] == sorted(curve["missed"]) and curve["surplus"] == sorted(curve["surplus"], reverse=True)
@@ -1022,6 +1024,8 @@ bars = ax.barh(steps[::-1], ladder[::-1], color=[draw.COLOURS["predicted"], *["#
 ax.bar_label(bars, fmt="%.3f", padding=3)
 ax.set(xlim=(0, 1.12), xlabel=f"mean mask IoU of the {len(found)} objects found")
 _ = save_figure(fig, "05_losses_of_iou")
+rows = [{"step": step, "mean IoU": iou} for step, iou in zip(steps, ladder, strict=True)]
+_ = report.save_table(rows, "05_losses_of_iou")
 plt.show()
 
 lost = {name: a - b for name, a, b in zip(("grid", "box", "head"), ladder, ladder[1:], strict=False)}

@@ -9,7 +9,7 @@ import zipfile
 import nbformat
 import pytest
 
-from handin import submission
+from handin import COMMANDS, submission
 from handin.__main__ import main
 from handin.missing import missing
 from lib.machine.folders import FOLDERS, root
@@ -156,7 +156,7 @@ def test_the_zip_runs_by_its_own_readme(project, tmp_path):
     assert (unpacked / "notebooks" / "01_data.ipynb").read_bytes() != before
 
 
-@pytest.mark.parametrize("name", ["submission", "index", "where"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
