@@ -18,6 +18,7 @@ from lib.machine.folders import root
 from lib.notebook.execute import NOTEBOOKS
 
 ENDINGS = {"figure": ("pdf", "png"), "table": ("csv", "tex")}
+DRAWING = 100_000  # bytes of a PDF, at most; a larger one is full of pixels, and the PNG serves as well
 CALL = re.compile(r'\bsave_(figure|table)\([^"]*?"(\w+)"')  # the name is the call's only text
 HEADING = re.compile(r"^(#+) (.+?)\s*$", re.MULTILINE)
 
@@ -35,6 +36,11 @@ class Export:
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(f"{self.name}.{ending}" for ending in ENDINGS[self.kind])
+
+
+def is_drawing(pdf: Path) -> bool:
+    """Whether a figure is lines and words, in few bytes; what is full of pixels is smaller as PNG."""
+    return pdf.is_file() and pdf.stat().st_size <= DRAWING
 
 
 @cache

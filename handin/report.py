@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handin import COMMANDS, numbers
-from handin.exports import captions, exports
+from handin.exports import ENDINGS, captions, exports, is_drawing
 from handin.index import exported, write_index
 from handin.missing import own
 from handin.numbers import PARTS, Numbers, cell, latex, plain, typeset
@@ -165,8 +165,9 @@ def changed_rows(configs: Mapping[str, Config]) -> list[dict]:
 
 
 def copied_figure(name: str, run: Run, made: Path) -> bool:
-    """Whether a figure is there; it is then copied."""
-    path = run.figures / f"{name}.pdf"
+    """Whether a figure is there; it is then copied, as lines or as pixels."""
+    pdf, png = (run.figures / f"{name}.{ending}" for ending in ENDINGS["figure"])
+    path = png if png.is_file() and not is_drawing(pdf) else pdf
     return path.is_file() and bool(shutil.copyfile(path, made / path.name))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from handin.exports import exports
+from handin.exports import DRAWING, exports, is_drawing
 from handin.index import OTHERS, exported, write_index
 from handin.missing import missing
 from lib.machine.errors import listed
@@ -20,14 +20,13 @@ from lib.machine.folders import paths, root
 
 NAME = "submission.zip"
 LIMIT = 30_000_000  # bytes of the zip
-DRAWING = 100_000  # bytes of a PDF, at most; a larger one is full of pixels, and its figure goes in as PNG alone
 BACKBONE = "weights/scenes_backbone.safetensors"
 FOLDERS = ("lib", "notebooks", "handin", "report", "benchmarks", "tests", "figures/published")
 FILES = ("*.md", "*.py", "*.toml", "*.txt", "*.bib", "LICENSE", "Makefile", ".gitignore")  # beside these folders
-NEVER = (  # in them: caches and hidden files, data, what was trained, archives, what was interrupted or only a step
+NEVER = (  # in them: caches and hidden files, data, what was trained, archives, the video's deck, what is only a step
     *".* __pycache__ *.py[cod] *.part *.partial *.failed.ipynb build".split(),
     *"*.h5 *.hdf5 *.npy *.npz *.pt *.pth *.ckpt *.pkl *.safetensors *.zip *.tar *.gz".split(),
-    *"*.aux *.log *.fls *.fdb_latexmk *.out *.toc *.nav *.snm *.vrb *.bbl *.blg".split(),
+    *"slides.pdf notes.pdf *.aux *.log *.fls *.fdb_latexmk *.out *.toc *.nav *.snm *.vrb *.bbl *.blg".split(),
 )
 UNTOLD = (".*", "__pycache__", "*.pyc", NAME)  # left out without a word
 OLDEST = (1980, 1, 1, 0, 0, 0)  # a zip knows no earlier date
@@ -54,7 +53,7 @@ def of_the_run(project: Path) -> list[str]:
 def pixels(project: Path, figures: Path) -> list[Path]:
     """The PDFs full of pixels: with them the zip would be half as large again, and each is there as PNG."""
     found = (figures / name for name in of_the_run(project) if name.endswith(".pdf"))
-    return [path for path in found if path.is_file() and path.stat().st_size > DRAWING]
+    return [path for path in found if path.is_file() and not is_drawing(path)]
 
 
 def _below(folder: Path) -> list[Path]:

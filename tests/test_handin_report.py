@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from handin import numbers, report, words
-from handin.exports import exports
+from handin.exports import DRAWING, exports
 from lib.config import STAGES, load_config
 from lib.data.classes import write_classes
 from lib.data.reader import FILES
@@ -136,10 +136,10 @@ def shown(text: str, known: dict[str, str], folder: Path) -> str:
         return text
     names, middle = braced(text, found.end())
     inner, end = braced(text, middle)
-    ending = {"runfigure": ".pdf", "runtable": ".tex"}.get(found[1])
-    there = (folder / "generated" / f"{names}{ending}").is_file() if ending else True
-    there = there and not any(f"absent/{name}" in known for name in (names.split(",") if not ending else ()))
-    label = f"\\label{{{names}}}" * bool(ending)
+    endings = {"runfigure": (".pdf", ".png"), "runtable": (".tex",)}.get(found[1])
+    there = not any(f"absent/{name}" in known for name in (names.split(",") if not endings else ()))
+    there = there and any((folder / "generated" / f"{names}{e}").is_file() for e in endings or ()) == bool(endings)
+    label = f"\\label{{{names}}}" * bool(endings)
     inside = shown(inner, known, folder) + label if there else ""
     return text[: found.start()] + inside + shown(text[end:], known, folder)
 
@@ -208,6 +208,16 @@ def test_settings_are_those_of_the_trained_stages(in_run, tmp_path):
     assert {row["stage"]: row["learning rate"] for row in read_table("settings", folder / "generated")} == {
         **{"RPN": "0.006", "box head": "0.004", "mask head": "0.001", "joint stage": "0.0002"}
     }
+
+
+def test_of_a_figure_full_of_pixels_the_smaller_png_is_taken(stand_in, in_run):
+    run = stand_in()
+    full = run / "figures" / "06_detections.pdf"
+    full.write_bytes(bytes(DRAWING + 1))
+    full.with_suffix(".png").write_bytes(b"pixels")
+    folder = in_run(run)
+    assert report.write_generated(folder, report.last_run()) == []
+    assert [path.name for path in (folder / "generated").glob("06_detections.*")] == ["06_detections.png"]
 
 
 def test_a_figure_without_its_table_is_missing(stand_in, in_run):

@@ -11,6 +11,7 @@ import pytest
 
 from handin import COMMANDS, submission
 from handin.__main__ import main
+from handin.exports import DRAWING
 from handin.missing import missing
 from lib.machine.folders import FOLDERS, root
 from lib.notebook.execute import NOTEBOOKS
@@ -38,7 +39,7 @@ def project(tmp_path):
     for name in [*FORBIDDEN, *(f"figures/{name}" for name in OF_A_RUN), "own_part.py"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "figures/01_montage.pdf").write_bytes(bytes(submission.DRAWING + 1))
+    (tmp_path / "figures/01_montage.pdf").write_bytes(bytes(DRAWING + 1))
     return tmp_path
 
 
