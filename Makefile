@@ -60,8 +60,8 @@ submission: $(VENV)/.installed  ## the zip to hand in: code, executed notebooks,
 student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
 	$(BIN)/python -m lib student
 
-publish: $(VENV)/.installed  ## the tables, scores and picture of the run here become those that the repository ships
-	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/published/
+publish: $(VENV)/.installed  ## the tables, scores, picture and explorer of the run here become those that the repository ships
+	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/explorer.html figures/published/
 	$(BIN)/python -m handin index
 
 badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out

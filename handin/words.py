@@ -164,7 +164,7 @@ def threshold_words(rows: Rows) -> Numbers:
     for word, row in (("half", rows[len(rows) // 2]), ("best", max(rows, key=lambda row: float(row["IoU"])))):
         shares = {name: percent(float(row[name])) for name in ("missed", "surplus")}
         found |= {f"threshold/{word}/{name}": value for name, value in shares.items()}
-        found |= {f"threshold/{word}/{name}": cell(row[name]) for name in ("threshold", "IoU")}
+        found |= {f"threshold/{word}/threshold": row["threshold"], f"threshold/{word}/IoU": cell(row["IoU"])}
     return found
 
 

@@ -408,7 +408,7 @@ for ax, channel in zip(axes, [None, *channels], strict=True):
         f"7 × 7 cells of {LEVELS[levels[chosen] - 2]}" if channel is None else f"channel {channel}", fontsize=10
     )
 draw.legend(axes[0], {"predicted": "proposal, and its cells"})
-axes[1].set_xlabel("yellow: the channel's highest, blue: its lowest", fontsize=8)
+axes[1].set_xlabel("yellow: the channel's highest, dark violet: its lowest", fontsize=8)
 fig.tight_layout()
 _ = save_figure(fig, "04_pooled")
 plt.show()

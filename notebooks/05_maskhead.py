@@ -881,7 +881,11 @@ Markdown(
     f"The mask that is read has a mean IoU of {own:.2f} with the target"
     + (f", those of other classes {other:.2f}. " if others else "; there is no other class here. ")
     + "Nothing in the loss has asked the others for anything in this box; but all classes share every layer except the "
-    + ("last, so that they often follow the outline too." if other > 0.5 else "last.")
+    + (
+        "last, so that they often follow the outline too; where another object reaches into the box, they may mark that one."
+        if other > 0.5
+        else "last."
+    )
 )
 
 # %% [markdown]
@@ -906,7 +910,7 @@ for row, mask, box, label, score in zip(axes, top, result["boxes"], result["labe
     draw.masks(draw.image(row[2], picture), pixels, [int(label)]).set_title("at least one half", fontsize=10)
     draw.masks(draw.image(row[3], picture), pixels, [int(label)], alpha=0.15)
     draw.masks(row[3], truth["masks"], kind="truth", alpha=0).set_title("with the true outlines, enlarged", fontsize=10)
-    row[3].set(xlim=(box[0] - 8, box[2] + 8), ylim=(box[3] + 8, box[1] - 8))
+    row[3].set(xlim=(max(box[0] - 8, 0), min(box[2] + 8, width)), ylim=(min(box[3] + 8, height), max(box[1] - 8, 0)))
 for ax in axes.flat:
     ax.axis("on" if ax.has_data() else "off")
 if len(top):

@@ -11,7 +11,7 @@ from lib.speed.pace import measured_pass, minutes, room, stage_seconds, timed
 @pytest.mark.parametrize(
     "seconds, words",
     [
-        (10, "about 1 minute"),
+        (10, "under a minute"),
         (200, "about 2 to 5 minutes"),
         (510, "about 6 to 12 minutes"),
         (36000, "about 7 to 14 hours"),

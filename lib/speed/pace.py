@@ -72,6 +72,8 @@ def room(config: Config, images: int, kept: float, parameters: int) -> str:
 
 def minutes(seconds: float) -> str:
     """A time that is known to a third or so, in words: "about 6 to 12 minutes"."""
+    if 1.4 * seconds < 60:
+        return "under a minute"
     low, high = (max(1, round(seconds * factor / 60)) for factor in (0.7, 1.4))
     if high > 120:
         return f"about {low / 60:.0f} to {high / 60:.0f} hours"
