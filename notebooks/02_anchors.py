@@ -720,7 +720,7 @@ display(
 
 # %% [markdown]
 # Why remove anchors at all? Beyond the boundary there are no pixels to answer from; Faster R-CNN reports that training did not converge with
-# them. The price: objects whose best anchor sticks out. The demo and course runs nevertheless keep them; notebook 03 measures why.
+# them. The price: objects whose best anchor sticks out. The demo and course runs nevertheless keep them; notebook 03 says why.
 
 # %% [markdown]
 # Several anchors on one object are often ties: those of one size that lie *entirely inside* it all have the same IoU, their area divided by
@@ -1015,7 +1015,7 @@ display(
 # - **Weak positives.** Anchors that are only the best there was count as much as a perfect fit, while one of IoU 0.69 beside them may be
 #   ignored.
 # - **Lost anchors.** Like object 2 of the seven anchors' table: a danger in a crowd.
-# - **The border.** Removed anchors are never taught, yet in testing they propose all the same (§4.6). Notebook 03 shows the harm.
+# - **The border.** Removed anchors are never taught, yet in testing they propose all the same (§4.6). Notebook 03 measures the harm.
 
 # %%
 have = []  # how many positive anchors each object has
@@ -1226,7 +1226,7 @@ assert min(list(rows[1].values())[1:]) > 0.7
 # ### Odd cases
 #
 # What the next notebook relies on. `decode` cuts $t_w$ and $t_h$ at $\log(1000/16)$ before the exponential: an untrained network may say
-# anything. An image without objects has only negatives.
+# anything. An image without objects has no positives.
 
 # %%
 assert len(anchors) == len(level_of) == sum(3 * sy * sx for sy, sx in grids)

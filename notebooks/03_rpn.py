@@ -688,7 +688,11 @@ fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.8, label="objectness of a c
 _ = save_figure(fig, "03_objectness")
 plt.show()
 own = " and ".join(LEVELS[n] for n in level_of[labels_of[0] == POSITIVE].unique())
-lit = [[int((v > 0.5).sum()) for v in objectness(z, 0)] for z in (printed_logits, logits)]
+drawn = [(-(-content[0] // s), -(-content[1] // s)) for s in STRIDES]  # cells, without those of padding alone
+lit = [
+    [int((v[:rows_, :columns_] > 0.5).sum()) for v, (rows_, columns_) in zip(objectness(z, 0), drawn, strict=True)]
+    for z in (printed_logits, logits)
+]
 nearest = [float(overlap[level_of == n].max()) for n in range(5)]
 closest, too_far = ", ".join(f"{v:.2f}" for v in nearest), [LEVELS[n] for n in range(5) if nearest[n] < 0.3]
 change = sum(lit[1]) - sum(lit[0])
@@ -966,7 +970,7 @@ ten = {how: average_recall(c[:, NS.index(10)]) for how, c in covered.items()}
 difference = ten["mended"] - ten["as printed"]
 Markdown(
     f"{astray['as printed']} of the {drawn_boxes['as printed']} boxes above and {astray['mended']} of the "
-    f"{drawn_boxes['mended']} below stand on no object (IoU below 0.1 with all): something else drew them. "
+    f"{drawn_boxes['mended']} below have an IoU below 0.1 with every object: something else drew them, or a small part of one. "
     + ("Otherwise the rows look much alike. " if abs(difference) < 0.05 else "The rows differ. ")
     + f"The first ten proposals reach an AR of {ten['as printed']:.3f} as printed, {ten['mended']:.3f} mended, on "
     f"{len(covered['mended'])} objects: a difference of {difference:+.3f}, which may be chance. README's table over "
@@ -1096,7 +1100,7 @@ nearest = torch.cat([pad(boxes.iou_matrix(p, t), (0, 1)).amax(1) for p, t in ten
 Markdown(
     f"Right: {int(tight.sum())} of the {len(tight)} objects have among the ten a box at IoU 0.7 or more. Wrong: "
     f"{int((nearest < 0.5).sum())} of the {len(nearest)} boxes overlap no object by half: they hold a part of one, too "
-    f"much around it, or ({int((nearest < 0.1).sum())} of them) no object at all. The box head must say no."
+    f"much around it, or ({int((nearest < 0.1).sum())} of them) hardly any of one. The box head must say no."
 )
 
 # %% [markdown]
@@ -1165,7 +1169,7 @@ edge = [f"{int((best[g] >= 0.8).sum())} of {int(g.sum())} {name}" for name, g in
 Markdown(
     f"{int((best >= 0.5).sum())} of {len(best)} objects have a proposal at IoU 0.5. The mean IoU of an object with its "
     f"best proposal is **{best.mean():.2f}**: the box head starts from there. "
-    f"Of {len(gaps)} groups differ from the rest by more than two standard errors, as one in twenty would by chance: "
+    f"Of the {len(gaps)} groups these differ from the rest by more than two standard errors, as one in twenty would by chance: "
     f"{', '.join(sure) or 'none'}. A box at IoU 0.8 is there for {' and '.join(edge)}. Of these {len(worst)}, "
     f"{int(beside[worst].sum())} overlap another object's box, of all objects {beside.float().mean():.0%}."
 )
