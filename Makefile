@@ -16,8 +16,9 @@ help:  ## this list
 run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs, weights/demo/, figures/
 	$(BIN)/python -m lib run
 
+# Two processes, each with whole files of tests: what a file's tests share is made once.
 test: lint $(VENV)/classic/.installed  ## lint, format, types, all tests and their coverage
-	$(BIN)/python -m pytest --cov=lib --cov=handin --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=lib --cov=handin --cov-report=term:skip-covered
 
 # PYTHON313=/where/python3.13 make test-colab, where `python3.13` is not on the PATH
 test-colab: .venv-colab/.installed  ## a replica of Colab: each notebook alone, from its .ipynb, in an empty folder
