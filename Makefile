@@ -18,7 +18,7 @@ run: $(VENV)/.installed  ## the built-in scenes, then the six notebooks: outputs
 
 # Two processes, each with whole files of tests: what a file's tests share is made once.
 test: lint $(VENV)/classic/.installed  ## lint, format, types, all tests and their coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=lib --cov=handin --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=lib --cov=handin --cov-report=term:skip-covered
 
 # PYTHON313=/where/python3.13 make test-colab, where `python3.13` is not on the PATH
 test-colab: .venv-colab/.installed  ## a replica of Colab: each notebook alone, from its .ipynb, in an empty folder
@@ -61,8 +61,8 @@ submission: $(VENV)/.installed  ## the zip to hand in: code, executed notebooks,
 student: $(VENV)/.installed  ## student/: the project with its parts and the notebooks' answers left to be written
 	$(BIN)/python -m lib student
 
-publish: $(VENV)/.installed  ## the tables, scores, picture and explorer of the run here become those that the repository ships
-	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/explorer.html figures/published/
+publish: $(VENV)/.installed  ## the tables, scores and picture of the run here become those that the repository ships
+	cp figures/*.csv figures/*.tex figures/metrics.json figures/06_detections.png figures/published/
 	$(BIN)/python -m handin index
 
 badges: $(VENV)/.installed  ## the repository's name, from pyproject.toml to all places that spell it out

@@ -41,7 +41,6 @@ def chosen(project: Path, figures: Path) -> dict[str, Path]:
         found = {name: path for name, path in found.items() if not name.startswith("report/generated/")}
     if (project / BACKBONE).is_file():
         found[BACKBONE] = project / BACKBONE
-    found.pop("figures/published/explorer.html", None)  # the run has left its own
     run = {f"figures/{name}": figures / name for name in of_the_run(project) if (figures / name).is_file()}
     return found | {name: path for name, path in run.items() if path not in pixels(project, figures)}
 

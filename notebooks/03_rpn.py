@@ -669,9 +669,10 @@ with torch.no_grad():
 
 
 def objectness(logits, image):
-    """The objectness of each cell's best anchor: for each level (Sy, Sx)."""
+    """The objectness of each cell's best anchor, on each level; cells of the padding alone are left out."""
     by_level = logits[image].sigmoid().split([3 * sy * sx for sy, sx in grids])
-    return [p.view(*grid, 3).amax(-1) for p, grid in zip(by_level, grids, strict=True)]
+    maps = [p.view(*grid, 3).amax(-1) for p, grid in zip(by_level, grids, strict=True)]
+    return [m[: -(-content[0] // s), : -(-content[1] // s)] for m, s in zip(maps, STRIDES, strict=True)]
 
 
 fig, axes = plt.subplots(2, 6, figsize=(12, 3.4), layout="constrained")
@@ -680,19 +681,15 @@ for line, (name, z) in zip(axes, (("as printed", printed_logits), ("mended", log
     draw.boxes(line[0], targets[0]["boxes"], "truth", linewidth=1.5)
     line[0].set_ylabel(name, fontsize=10)
     for n, (ax, level) in enumerate(zip(line[1:], objectness(z, 0), strict=True)):
-        draw.heatmap(ax, level, size=[cells * STRIDES[n] for cells in grids[n]])
-        ax.set(xlim=(0, content[1]), ylim=(content[0], 0))  # the padding is cut off
+        draw.heatmap(ax, level, size=[cells * STRIDES[n] for cells in level.shape])
+        ax.set(xlim=(0, content[1]), ylim=(content[0], 0))  # the rest of the padding is cut off
         ax.set_title(f"{LEVELS[n]}, anchors of {config.anchors.scales[n]:g} px", fontsize=9)
 draw.legend(axes[1, 0], {"truth": "object"})
 fig.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.8, label="objectness of a cell's best anchor")
 _ = save_figure(fig, "03_objectness")
 plt.show()
 own = " and ".join(LEVELS[n] for n in level_of[labels_of[0] == POSITIVE].unique())
-drawn = [(-(-content[0] // s), -(-content[1] // s)) for s in STRIDES]  # cells, without those of padding alone
-lit = [
-    [int((v[:rows_, :columns_] > 0.5).sum()) for v, (rows_, columns_) in zip(objectness(z, 0), drawn, strict=True)]
-    for z in (printed_logits, logits)
-]
+lit = [[int((v > 0.5).sum()) for v in objectness(z, 0)] for z in (printed_logits, logits)]
 nearest = [float(overlap[level_of == n].max()) for n in range(5)]
 closest, too_far = ", ".join(f"{v:.2f}" for v in nearest), [LEVELS[n] for n in range(5) if nearest[n] < 0.3]
 change = sum(lit[1]) - sum(lit[0])

@@ -22,6 +22,8 @@ from lib.maskrcnn import MaskRCNN
 matplotlib.use("Agg")
 torch.set_num_threads(1)
 
+LONG = {f"test_{name}.py" for name in ("classes", "student", "notebooks", "run", "run_stopped", "browser_pages")}
+
 
 def pytest_addoption(parser):
     parser.addoption("--training-seeds", type=int, default=1, help="run each test that trains from so many seeds")
@@ -36,10 +38,11 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """A test trains if it asks for a seed to train from."""
+    """A test trains if it asks for a seed to train from. Long files come first, so that two processes end together."""
     for item in items:
         if "training_seed" in getattr(item, "fixturenames", ()):
             item.add_marker("trains")
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
