@@ -664,15 +664,14 @@ Markdown(
 # @title What this cell draws: objectness by level, as printed and mended
 with torch.no_grad():
     maps = model.features(x.to(device()))
-    logits, deltas = (v.cpu() for v in model.rpn(maps))
-    printed_logits, printed_deltas = (v.cpu() for v in as_printed.rpn(maps))
+    (logits, deltas), (printed_logits, printed_deltas) = ([v.cpu() for v in m.rpn(maps)] for m in (model, as_printed))
 
 
 def objectness(logits, image):
     """The objectness of each cell's best anchor, on each level; cells of the padding alone are left out."""
     by_level = logits[image].sigmoid().split([3 * sy * sx for sy, sx in grids])
-    maps = [p.view(*grid, 3).amax(-1) for p, grid in zip(by_level, grids, strict=True)]
-    return [m[: -(-content[0] // s), : -(-content[1] // s)] for m, s in zip(maps, STRIDES, strict=True)]
+    drawn = [[-(-side // stride) for side in content] for stride in STRIDES]
+    return [p.view(*grid, 3).amax(-1)[:y, :x] for p, grid, (y, x) in zip(by_level, grids, drawn, strict=True)]
 
 
 fig, axes = plt.subplots(2, 6, figsize=(12, 3.4), layout="constrained")
