@@ -1379,12 +1379,12 @@ report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation")
 # And trained on 230 photographs of COCO, scored on 74: *course* at the sheet's 800 × 1066 pixels, beside torchvision's own `MaskRCNN` with the
 # same trunk (MobileNetV2), widths and images seen (`python -m benchmarks.accuracy course`), on a GPU; *photographs* at 300 × 400, with narrower heads
 # and more epochs. *found*: objects that a detection with a score of at least 0.3 overlaps by half; *right class*, *box IoU* and *mask IoU* are of
-# these; *false an image*: such detections that overlap no object by half. With so few photographs, small differences prove nothing. *scenes*: this
-# notebook's scenes, scored on 1,000 others.
+# these; *false an image*: such detections that overlap no object by half. With so few photographs, small differences prove nothing. README has
+# the same comparison on scenes.
 
 # %%
 left_out = ("mask AP75", "AP75", "box AP, difference", "mask AP, difference", "training, s", "AR@1000", "AR@100")
-rows = report.read_table("06_accuracy", MEASURED)
+rows = [row for row in report.read_table("06_accuracy", MEASURED) if row["setting"] != "scenes"]
 display(report.markdown([{name: value for name, value in row.items() if name not in left_out} for row in rows]))
 course = {row["model"]: float(row["box AP"]) for row in rows if row["setting"] == "course"}
 Markdown(
