@@ -355,7 +355,9 @@ def table(runs: Sequence[dict], key: str = "model") -> list[dict]:
             row[name] = f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(mine) > 1 else "")
         for kind in ("box", "mask"):
             row[f"{kind} AP, difference"] = _difference(base, mine, kind)
-        row["training, s"] = f"{np.mean([r['wall_s'] for r in of_row]):.0f}"
+        on_gpu = any(r["machine"]["gpu"] for r in of_row)  # on a CPU others may have run, or this one stood still
+        seconds = np.mean([r["wall_s" if on_gpu else "cpu_s"] for r in of_row])
+        row["training, s"] = f"{seconds:.0f}" + " of CPU" * (not on_gpu)
         rows.append(row)
     return rows
 

@@ -128,6 +128,11 @@ def named(classes: Sequence[str]) -> str:
     names = [latex(name) for name in classes]
     if len(names) > NAMED:
         return f"{len(names)} classes, such as {', '.join(names[:3])}"
+    return in_words(names)
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 

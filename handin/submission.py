@@ -104,7 +104,7 @@ def submit(project: Path, figures: Path) -> list[str]:
     told = [name for name in left_out(project, taken) if name not in large]
     sentences = [f"{project / NAME}: {len(taken)} files, {size / 1e6:.1f} MB"]
     if count := len(pixels(project, figures)):
-        sentences.append(f"{count} figures are in as PNG alone: their PDFs have more than {DRAWING / 1e6:.1f} MB each")
+        sentences.append(f"in as PNG alone, as their PDFs have more than {DRAWING / 1e6:.1f} MB each: figures, {count}")
     return [*sentences, f"left out: {listed(told)}" if told else "nothing is left out", *missing(project, figures)]
 
 

@@ -5,7 +5,7 @@ A table's rows are dicts of text, as `lib.notebook.report.read_table` gives them
 
 from collections.abc import Callable, Mapping, Sequence
 
-from handin.numbers import PARTS, Numbers, cell, key, latex, percent, plain
+from handin.numbers import PARTS, Numbers, cell, in_words, key, latex, percent, plain
 from lib.config import Config
 
 BY_HEART = 1.2  # times the training loss: from there on the validation loss says that images are known by heart
@@ -20,10 +20,6 @@ CAUTION = {"synthetic": ", so that no score here says how the system does on pho
 KIT_BACKBONE = "scenes_backbone.safetensors"
 History = Sequence[Mapping[str, float]]
 Rows = Sequence[Mapping[str, str]]
-
-
-def listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def origin_words(source: str, config: Config) -> Numbers:
@@ -66,7 +62,7 @@ def curve_words(stage: str, history: History) -> Numbers:
     widest = max(losses, key=lambda loss: losses[loss][0])
     gap = losses[widest][0]
     said = f"After epoch {len(history)} the losses on training and on validation images are: {'; '.join(ends)}. "
-    lowest = f"the loss of {listed(falling)} is" if falling else "no loss is"
+    lowest = f"the loss of {in_words(falling)} is" if falling else "no loss is"
     said += f"On validation images {lowest} lowest after the last epoch. "
     said += f"The widest gap is that of {names[widest]}, {gap:.1f} times the training loss: "
     said += "part of what was learnt is known by heart." if gap > BY_HEART else "no sign of learning by heart."
@@ -101,9 +97,9 @@ def change_words(rows: Rows) -> Numbers:
         found |= {f"change/{column}": moved(before, after), f"change/{column}, rule": moved(before, rule)}
         found |= {f"change/{column}, trained": moved(rule, after)}
     went = {"boxes": found["change/box AP"], "masks": found["change/mask AP"]}
-    up, down = (listed([what for what, way in went.items() if way.startswith(word)]) for word in ("rises", "falls"))
+    up, down = (in_words([what for what, way in went.items() if way.startswith(word)]) for word in ("rises", "falls"))
     verdicts = [f"{word} the AP of {what}" for word, what in (("raised", up), ("lowered", down)) if what]
-    return found | {"change/verdict": listed(verdicts) or "changed neither AP"}
+    return found | {"change/verdict": in_words(verdicts) or "changed neither AP"}
 
 
 def is_after(row: Mapping[str, str]) -> bool:
@@ -208,8 +204,8 @@ def suggestions(histories: Mapping[str, History], tables: Mapping[str, Rows]) ->
     chosen = {name: sorted((k for k in g if g[k] > 0), key=g.__getitem__, reverse=True) for name, g in groups.items()}
     found = {f"suggestions/{name}": ",".join(kinds) for name, kinds in chosen.items()}
     found |= {
-        "curves/falling": listed([PARTS[s] for s in longer]),
-        "curves/by heart": listed([PARTS[s] for s in by_heart]),
+        "curves/falling": in_words([PARTS[s] for s in longer]),
+        "curves/by heart": in_words([PARTS[s] for s in by_heart]),
     }
     return found | {"curves/gap": f"{max(gaps.values(), default=0):.1f}"}
 

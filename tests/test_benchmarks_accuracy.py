@@ -43,17 +43,18 @@ def test_what_became_of_each_object():
     assert fates == pytest.approx(expected)
 
 
-def a_run(model: str, seed: int, ap: float) -> dict:
+def a_run(model: str, seed: int, ap: float, gpu: str | None = None) -> dict:
     kind = {"AP": ap, "AP50": ap, "AP75": ap, "resampled": [ap] * 500}
     objects = {"found": 1.0, "right class": 1.0, "box IoU": 1.0, "mask IoU": 1.0, "false an image": 0.0}
     scores = {"box": kind, "mask": kind, "rpn": {"AR@100": ap, "AR@1000": ap}, "objects": objects}
-    return {"setting": "scenes", "model": model, "seed": seed, "scores": scores, "wall_s": 60.0, "cpu_s": 90.0}
+    about = {"setting": "scenes", "model": model, "seed": seed, "machine": {"gpu": gpu}}
+    return about | {"scores": scores, "wall_s": 60.0, "cpu_s": 90.0}
 
 
 def test_one_row_a_model_with_mean_and_deviation():
-    ours, peer = accuracy.table([a_run("ours", 0, 0.2), a_run("ours", 1, 0.4), a_run("torchvision", 0, 0.1)])
-    assert (ours["seeds"], ours["box AP"], ours["training, s"]) == (2, "0.300 ± 0.141", "60")
-    assert (peer["model"], peer["mask AP"]) == ("torchvision", "0.100")
+    ours, peer = accuracy.table([a_run("ours", 0, 0.2), a_run("ours", 1, 0.4), a_run("torchvision", 0, 0.1, "H200")])
+    assert (ours["seeds"], ours["box AP"], ours["training, s"]) == (2, "0.300 ± 0.141", "90 of CPU")
+    assert (peer["model"], peer["mask AP"], peer["training, s"]) == ("torchvision", "0.100", "60")
 
 
 @pytest.mark.parametrize("of_model", [lambda config: config, accuracy.without_changes])

@@ -61,7 +61,7 @@ def test_what_is_in_it_and_what_is_not(project):
     told = next(line for line in said if line.startswith("left out: "))
     named = ("data/", "weights/demo/", "student/", "my_photos.zip", "figures/01_gone.png", "lib/rpn.pth")
     assert all(name in told for name in named) and "__pycache__" not in told and ".venv" not in told
-    assert "1 figures are in as PNG alone" in " ".join(said) and "01_montage.pdf" not in told
+    assert "MB each: figures, 1" in " ".join(said) and "01_montage.pdf" not in told
 
 
 def test_the_same_bytes_whenever_it_is_packed(project):
