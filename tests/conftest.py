@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lib.config import STAGES, Config, load_config
 from lib.data.scenes import write_scenes
+from lib.data.split import load_split
 from lib.maskrcnn import MaskRCNN
 
 matplotlib.use("Agg")
@@ -103,6 +104,12 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_accelerator():
+    """Each file's tests, and its fixtures, start as in a new process, whatever file the same process took up before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     """The demo system, smaller still: 96 x 126 images inside 96 x 128."""
@@ -156,8 +163,9 @@ def tiny_model(config):
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """A folder with the four files of twelve scenes."""
+def scenes(tmp_path_factory, config) -> Path:
+    """A folder with the four files of twelve scenes and their split."""
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, 12, seed=3)
+    load_split(folder, 12, config.data)  # here, not by the first test that wants one, whatever its config
     return folder
