@@ -7,9 +7,13 @@ import pytest
 import torch
 from pycocotools import mask as rle
 from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from benchmarks import ablation, accuracy
 from lib.backbone import build_backbone
+from lib.boxes import clip, decode
 from lib.maskrcnn import COURSE_CLASSES
 from lib.scores.coco_ap import _coco, categories
 
@@ -127,9 +131,27 @@ def test_a_row_of_scoring_alone_is_scored_with_its_own_config(monkeypatch, tmp_p
     monkeypatch.setattr(accuracy, "CourseDataset", lambda *_, **__: [])
     monkeypatch.setattr(accuracy, "collect_results", lambda model, _: used.update(threshold=model.config))
     monkeypatch.setattr(accuracy, "scores", lambda *_: {})
+    monkeypatch.setattr(accuracy, "recall_level_by_level", lambda *_: {})
     row = accuracy.run("scenes", "ours", scored, tmp_path, tmp_path, trained=recipe)
     assert used["trained"] == recipe and used["threshold"].boxhead.test.score_threshold == 0
     assert accuracy.Config.from_json(row["config"]) == scored
+
+
+@torch.no_grad()
+def test_proposals_level_by_level_are_what_torchvision_keeps(tiny_model):
+    """On the same outputs, K and NMS at work."""
+    model = tiny_model().eval()
+    model.config = model.config.replace(**{"rpn.test.pre_nms": 100, "rpn.test.post_nms": 150})
+    features, content = model.features(torch.randn(2, 3, 96, 128)), (96, 126)
+    logits, deltas = model.rpn(features)
+    boxes = clip(decode(deltas, model.anchors(features)), *content)
+    sizes = [3 * f.shape[2] * f.shape[3] for f in features]
+    limits = {"training": 0, "testing": 100}, {"training": 0, "testing": 150}
+    peer = RegionProposalNetwork(nn.Identity(), nn.Identity(), 0.7, 0.3, 256, 0.5, *limits, nms_thresh=0.7).eval()
+    expected, scores = peer.filter_proposals(boxes, logits.flatten(), [content] * 2, sizes)
+    mine = accuracy.propose_level_by_level(model, features, content)
+    assert_close([p["boxes"] for p in mine], expected)
+    assert_close([p["scores"] for p in mine], scores)
 
 
 def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):
