@@ -8,9 +8,10 @@ Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains joi
 epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
 optimiser, schedule, batch size and precision, and start from the same weights of the backbone. Everything else is
 each one's own: sampling, losses, targets and post-processing. On scenes ours is also trained with most of the passes in
-the joint stage and with about torchvision's smooth L1. Each run leaves one JSON in figures/published/benchmarks/ and is
-not run again; what the runs found is printed as a table, means over the seeds, with the difference to the first row and
-where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`).
+the joint stage and with about torchvision's losses and sampling. Each run leaves one JSON in
+figures/published/benchmarks/ and is not run again; what the runs found is printed as a table, means over the seeds,
+with the difference to the first row and where it lies in 95 of 100 resamples of images and seeds
+(`benchmarks.bootstrap`).
 """
 
 import argparse
@@ -82,9 +83,10 @@ PHOTOGRAPHS = PROFILES["course"].override(
         *TRIED,
     ]
 )
-MOSTLY_JOINT = (  # ours on scenes with the passes spent as torchvision's are, and smooth L1 about as sharp
-    "rpn.epochs=4 boxhead.epochs=4 maskhead.epochs=4 joint.epochs=25 rpn.batch_samples=2048 rpn.smooth_l1_beta=0.1 "
-    "rpn.box_weight=4 boxhead.smooth_l1_beta=0.02 boxhead.loss_weight=4"
+MOSTLY_JOINT = (  # ours on scenes with the passes spent as torchvision's are, and with about its losses and sampling
+    "rpn.epochs=4 boxhead.epochs=4 maskhead.epochs=4 joint.epochs=25 "
+    "rpn.batch_samples=2048 rpn.smooth_l1_beta=0.1 rpn.box_weight=4 boxhead.smooth_l1_beta=0.02 boxhead.loss_weight=4 "
+    "boxhead.adds_truth=True boxhead.positive_iou=0.5 boxhead.positive_fraction=0.25"
 ).split()
 SETTINGS = {
     "scenes": PROFILES["demo"],
