@@ -116,7 +116,7 @@ def class_words(rows: Rows) -> Numbers:
         found[f"class/{word}"] = latex(row["class"])
         found |= row_words(f"class/{word}", row)
     hard, easy = (f"{found[f'class/{w}']} ({found[f'class/{w}/mask AP']})" for w in ("hardest", "easiest"))
-    several = f"the hardest class by its masks is {hard}, the easiest {easy}"
+    several = f"masks are hardest for {hard} and easiest for {easy}"
     return found | {"class/said": several if hard != easy else f"the mask AP of the one class is that of {hard}"}
 
 
