@@ -55,7 +55,7 @@ JPEG_QUALITY = 88
 MASK_STEPS = 64  # of a probability: 256 would make the page a third larger
 SCORE, RIGHT_IOU = 0.5, 0.5  # a detection counts from this score on, and is right from this overlap on
 NEAR_IOU = 0.1  # a box that overlaps an object less has nothing to do with it
-KINDS = ("right", "missed", "false", "wrong class", "badly placed", "duplicate", "bad mask")
+KINDS = ("right", "missed", "nothing there", "wrong class", "badly placed", "duplicate", "bad mask")
 OF_CANDIDATES = ("boxes", "scores", "labels", "origins", "masks")
 HERE = Path(__file__).parent
 
@@ -64,7 +64,7 @@ def kinds_of(found: Named, target: dict) -> list[str]:
     """Detections (D), best first, with `masks` (D, H, W), of an image -> the kind of each, and "missed" for objects.
 
     As COCO counts: each in turn takes the free object of its class that it overlaps most, by RIGHT_IOU or more. One
-    that gets none is a "duplicate" on a taken object, of a "wrong class", "badly placed", or "false": nothing is there.
+    that gets none is a "duplicate" on a taken object, of a "wrong class", "badly placed", or there is "nothing there".
     A right one whose mask overlaps the object's by less than RIGHT_IOU has a "bad mask".
     """
     overlap, kinds, free = iou_matrix(found["boxes"], target["boxes"]), [], set(range(len(target["boxes"])))
@@ -78,7 +78,8 @@ def kinds_of(found: Named, target: dict) -> list[str]:
             kinds.append("duplicate")
         else:
             most = max(row, default=0.0)
-            kinds.append("wrong class" if most >= RIGHT_IOU else "badly placed" if most >= NEAR_IOU else "false")
+            wrong = "wrong class" if most >= RIGHT_IOU else "badly placed" if most >= NEAR_IOU else "nothing there"
+            kinds.append(wrong)
     return kinds + ["missed"] * len(free)
 
 

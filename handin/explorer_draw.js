@@ -7,7 +7,7 @@ const LINES = { solid: [], dashed: [9, 5], dotted: [2, 4], mixed: [9, 4, 2, 4] }
 const COLOURS = DATA.colours;
 const MOST_DRAWN = 60, MOST_NAMED = 12;  // ignored or negative anchors that are drawn, anchors that get a caption
 const DIFFERENCE = { hit: "#009E73", false: "#D55E00", missed: "#0072B2" };
-const SIGNS = { right: "✓", missed: "missed", false: "false", "wrong class": "class", "badly placed": "placed", duplicate: "twice", "bad mask": "mask" };
+const SIGNS = { right: "✓", missed: "missed", "nothing there": "nothing", "wrong class": "class", "badly placed": "placed", duplicate: "twice", "bad mask": "mask" };
 
 const classColour = (label) => DATA.class_colours[(label - 1) % DATA.class_colours.length];
 const className = (label) => DATA.classes[label - 1];

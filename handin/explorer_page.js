@@ -239,7 +239,7 @@ function makeControls() {
 
 function makePage() {
   document.getElementById("about").textContent = `${DATA.stage === "joint" ? "Trained stage by stage, then jointly" : "Trained stage by stage"} on the data set ${DATA.data} (profile ${DATA.profile}, backbone ${DATA.backbone}). ${many(IMAGES.length, "test image")}: of those where all is right, and of those with each kind of error, the first in turn.`;
-  document.getElementById("rules").textContent = `Frames: boxes are computed at ${WIDE} × ${TALL} pixels, which is what the network sees; masks at the picture's own ${WIDTH} × ${HEIGHT}. Kinds: a detection that gets no free object of its class is a duplicate if it lies on a taken one (IoU ${DATA.right} or more), of a wrong class if it lies on another, badly placed from IoU ${DATA.near} on, else false. A bad mask is right in class and box, with a mask IoU below ${DATA.right}. Mask probabilities are held in ${DATA.steps} steps.`;
+  document.getElementById("rules").textContent = `Frames: boxes are computed at ${WIDE} × ${TALL} pixels, which is what the network sees; masks at the picture's own ${WIDTH} × ${HEIGHT}. Kinds: a detection that gets no free object of its class is a duplicate if it lies on a taken one (IoU ${DATA.right} or more), of a wrong class if it lies on another, badly placed from IoU ${DATA.near} on; else nothing is there. A bad mask is right in class and box, with a mask IoU below ${DATA.right}. Mask probabilities are held in ${DATA.steps} steps.`;
   document.getElementById("panels").style.setProperty("--shape", WIDTH / HEIGHT);
   Object.entries(STAGES).forEach(([stage, { title }], n) => {
     const button = element("button", { type: "button", textContent: title, title: `key: ${n + 1}`, onclick: () => set({ stage }) });

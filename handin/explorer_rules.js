@@ -291,7 +291,7 @@ function verdicts(image) {
       }
       free.delete(object);
       const near = nearest(image.boxes, d, image)[0], mask = object < 0 ? null : maskCounts(image, d, object);
-      const wrong = taken ? "duplicate" : most >= DATA.right ? "wrong class" : most >= DATA.near ? "badly placed" : "false";
+      const wrong = taken ? "duplicate" : most >= DATA.right ? "wrong class" : most >= DATA.near ? "badly placed" : "nothing there";
       const kind = mask ? (mask.iou >= DATA.right ? "right" : "bad mask") : wrong;
       judged.push({ d, object, near, kind, boxIou: object < 0 ? most : best, mask });
     }

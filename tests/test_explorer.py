@@ -168,17 +168,17 @@ def test_kinds_by_hand():
     target = {"boxes": truth, "labels": torch.tensor([1, 1, 2]), "masks": masks}
     found = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 10], [40, 0, 50, 10], [27, 0, 37, 10], [0, 12, 9, 19]])
     said = {"boxes": found, "labels": torch.tensor([1, 1, 1, 1, 1]), "masks": torch.stack([masks[0]] * 5)}
-    kinds = ["right", "duplicate", "wrong class", "badly placed", "false", "missed", "missed"]
+    kinds = ["right", "duplicate", "wrong class", "badly placed", "nothing there", "missed", "missed"]
     assert explorer.kinds_of(said, target) == kinds
     said["masks"][0] = masks[1]
     assert explorer.kinds_of(said, target)[0] == "bad mask"
     nothing = {name: value[:0] for name, value in said.items()}
     assert explorer.kinds_of(nothing, target) == ["missed"] * 3
-    assert explorer.kinds_of(said, {name: value[:0] for name, value in target.items()}) == ["false"] * 5
+    assert explorer.kinds_of(said, {name: value[:0] for name, value in target.items()}) == ["nothing there"] * 5
 
 
 def test_each_kind_is_chosen_in_turn():
-    kinds = [["right"]] * 5 + [["right", "missed"], ["false"], ["missed"], [], ["right", "bad mask"]]
+    kinds = [["right"]] * 5 + [["right", "missed"], ["nothing there"], ["missed"], [], ["right", "bad mask"]]
     assert explorer.choose(kinds, 4) == [0, 5, 6, 9]
     assert explorer.choose(kinds, 5) == [0, 1, 5, 6, 9]
     assert explorer.choose(kinds, 24) == list(range(10))
