@@ -8,7 +8,7 @@ Any module with this output and an `out_channels` will do: `MaskRCNN(config, bac
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.error import URLError
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -51,24 +51,24 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     if config.file:
         return load_backbone(build_backbone(replace(config, weights="none")), config.file)
     weights = None if config.weights == "none" else config.weights
-    what = f"backbone {config.name!r} with weights {config.weights!r}"
+    what, cache = f"backbone {config.name!r} with weights {config.weights!r}", f"{torch.hub.get_dir()}/checkpoints"
     try:
         if config.name == "maskrcnn_resnet50_fpn":
             return maskrcnn_resnet50_fpn(weights=weights, weights_backbone=None).backbone
         return _trunk_with_fpn(get_model(config.name, weights=weights), config.channels)
-    except (URLError, OSError) as error:
-        where = f"are neither in torch hub's cache ({torch.hub.get_dir()}/checkpoints) nor to be downloaded ({error})"
-        advice = "put the file there, connect to the internet, or set backbone.weights=none"
-        raise ValueError(f"{what}: its weights {where}: {advice}") from None
-    except (ValueError, KeyError, RuntimeError, AssertionError) as error:  # a vision transformer asserts, say
+    except OSError as error:  # a URLError is one
+        advice = f"put the file into torch hub's cache ({cache}), connect to the internet, or set backbone.weights=none"
+        raise ValueError(f"{what}: its weights are neither on disk nor to be downloaded ({error}): {advice}") from None
+    except (EOFError, UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{what}: {error!s:.99}: delete a damaged file in {cache}, and it is fetched again") from None
+    except (ValueError, KeyError, AssertionError) as error:  # a vision transformer asserts, say
         raise ValueError(f"{what}: {error}") from None
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:
     """Copy a file's trunk and pyramid, stored in half precision, into the backbone; ValueError where they don't fit."""
     if not path.is_file():
-        advice = f"restore it (`git checkout {path}`), `python -m lib pretrain`, or set backbone.weights=none"
-        raise ValueError(f"the backbone's weights {path} are missing: {advice}")
+        raise ValueError(f"{path} is missing: `git checkout` it, `python -m lib pretrain`, or backbone.weights=none")
     try:
         backbone.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:

@@ -1,8 +1,10 @@
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model_weights
 
 from lib import backbone as module
 from lib.backbone import build_backbone
@@ -43,6 +45,15 @@ def test_weights_that_cannot_be_had(monkeypatch):
     monkeypatch.setattr(module, "get_model", no_network)
     message = "'mobilenet_v3_large' with weights 'DEFAULT'.*connect to the internet.*backbone.weights=none"
     with pytest.raises(ValueError, match=message):
+        build_backbone(DEMO.replace(**{"backbone.weights": "DEFAULT"}).backbone)
+
+
+@pytest.mark.parametrize("left", [b"", b"<html>no such page</html>", b"PK\x03\x04 half of it"])
+def test_a_damaged_file_in_torch_hubs_cache_is_named_with_its_mend(left, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / Path(get_model_weights("mobilenet_v3_large").DEFAULT.url).name).write_bytes(left)
+    with pytest.raises(ValueError, match=f"mobilenet_v3_large.*delete a damaged file in {tmp_path}/checkpoints"):
         build_backbone(DEMO.replace(**{"backbone.weights": "DEFAULT"}).backbone)
 
 

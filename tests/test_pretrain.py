@@ -158,7 +158,7 @@ def test_the_demos_own_file():
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "the backbone's weights .*b.safetensors are missing: .*python -m lib pretrain.*backbone.weights=none"),
+        (None, "b.safetensors is missing: .*python -m lib pretrain.*backbone.weights=none"),
         (b"no such format", "b.safetensors does not fit this backbone"),
         ({"body.0.0.weight": torch.zeros(1)}, "b.safetensors does not fit this backbone"),
     ],
