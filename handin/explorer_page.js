@@ -33,7 +33,7 @@ function proposalNumbers(image) {
   const bests = coverage(image).map(({ best }) => best), { half, mean: average } = recalls(bests);
   const lost = bests.filter((best) => best < 0.5).length, entered = Math.min(state.K, image.rpn_scores.length);
   return {
-    summary: `${many(proposals(image).length, "proposal")} of ${entered} kept; ${image.objects - lost} of ${many(image.objects, "object")} covered.`,
+    summary: `${many(proposals(image).length, "proposal")} of ${entered.toLocaleString("en")} kept; ${image.objects - lost} of ${many(image.objects, "object")} covered.`,
     facts: [count("kept", "proposals kept", proposals(image).length), share("recall", "recall at IoU 0.5", half), share("average_recall", "average recall, IoU 0.50 to 0.95", average)],
     all: (sums) => [share("all_recall", "recall at IoU 0.5", recalls(sums.covered).half), share("all_average_recall", "average recall", recalls(sums.covered).mean)],
     table: { head: ["object", "best IoU"], title: "Each object and the proposal that covers it best",
