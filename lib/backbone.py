@@ -59,10 +59,11 @@ def build_backbone(config: BackboneConfig) -> nn.Module:
     except OSError as error:  # a URLError is one
         advice = f"put the file into torch hub's cache ({cache}), connect to the internet, or set backbone.weights=none"
         raise ValueError(f"{what}: its weights are neither on disk nor to be downloaded ({error}): {advice}") from None
-    except (EOFError, UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{what}: {error!s:.99}: delete a damaged file in {cache}, and it is fetched again") from None
-    except (ValueError, KeyError, AssertionError) as error:  # a vision transformer asserts, say
-        raise ValueError(f"{what}: {error}") from None
+    except (EOFError, UnpicklingError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        # a vision transformer asserts, say; of a file that was cut off PyTorch's reader says so
+        damaged = isinstance(error, (EOFError, UnpicklingError)) or "PytorchStreamReader" in str(error)
+        mend = f": delete the damaged file in {cache}, and it is downloaded again" if damaged else ""
+        raise ValueError(f"{what}: {error}{mend}") from None
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> nn.Module:

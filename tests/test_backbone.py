@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -51,10 +52,19 @@ def test_weights_that_cannot_be_had(monkeypatch):
 @pytest.mark.parametrize("left", [b"", b"<html>no such page</html>", b"PK\x03\x04 half of it"])
 def test_a_damaged_file_in_torch_hubs_cache_is_named_with_its_mend(left, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / Path(get_model_weights("mobilenet_v3_large").DEFAULT.url).name).write_bytes(left)
-    with pytest.raises(ValueError, match=f"mobilenet_v3_large.*delete a damaged file in {tmp_path}/checkpoints"):
+    file = tmp_path / "checkpoints" / Path(get_model_weights("mobilenet_v3_large").DEFAULT.url).name
+    file.parent.mkdir()
+    file.write_bytes(left)
+    message = f"mobilenet_v3_large.*delete the damaged file in {re.escape(str(tmp_path))}/checkpoints"
+    with pytest.raises(ValueError, match=message) as error:
         build_backbone(DEMO.replace(**{"backbone.weights": "DEFAULT"}).backbone)
+    assert "\n" not in str(error.value)
+
+
+def test_a_trunk_that_does_not_fit_is_not_called_damaged():
+    with pytest.raises(ValueError, match="'mnasnet0_5' with weights 'none': mat1 and mat2") as error:
+        build_backbone(DEMO.replace(**{"backbone.name": "mnasnet0_5"}).backbone)
+    assert "damaged" not in str(error.value)
 
 
 def test_what_learns():

@@ -139,19 +139,20 @@ def test_a_row_of_scoring_alone_is_scored_with_its_own_config(monkeypatch, tmp_p
 
 @torch.no_grad()
 def test_proposals_level_by_level_are_what_torchvision_keeps(tiny_model):
-    """On the same outputs, K and NMS at work."""
+    """On the same outputs: K cuts three levels, NMS at 0.3 leaves less than N."""
     model = tiny_model().eval()
-    model.config = model.config.replace(**{"rpn.test.pre_nms": 100, "rpn.test.post_nms": 150})
+    model.config = model.config.replace(**{"rpn.nms_iou": 0.3, "rpn.test.pre_nms": 100, "rpn.test.post_nms": 300})
     features, content = model.features(torch.randn(2, 3, 96, 128)), (96, 126)
     logits, deltas = model.rpn(features)
     boxes = clip(decode(deltas, model.anchors(features)), *content)
     sizes = [3 * f.shape[2] * f.shape[3] for f in features]
-    limits = {"training": 0, "testing": 100}, {"training": 0, "testing": 150}
-    peer = RegionProposalNetwork(nn.Identity(), nn.Identity(), 0.7, 0.3, 256, 0.5, *limits, nms_thresh=0.7).eval()
+    limits = {"training": 0, "testing": 100}, {"training": 0, "testing": 300}
+    peer = RegionProposalNetwork(nn.Identity(), nn.Identity(), 0.7, 0.3, 256, 0.5, *limits, nms_thresh=0.3).eval()
     expected, scores = peer.filter_proposals(boxes, logits.flatten(), [content] * 2, sizes)
     mine = accuracy.propose_level_by_level(model, features, content)
     assert_close([p["boxes"] for p in mine], expected)
     assert_close([p["scores"] for p in mine], scores)
+    assert all(100 < len(p["boxes"]) < 300 for p in mine)
 
 
 def test_torchvision_gets_the_same_trunk_weights_widths_and_anchors(tmp_path):
