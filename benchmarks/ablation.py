@@ -3,9 +3,9 @@
     python -m benchmarks.ablation scenes --seeds 0 1 2
     python -m benchmarks.ablation photographs --train data/photos_train --test data/photos_val
 
-The settings are those of `benchmarks.accuracy`, but scenes are scored on others than there: recipes are chosen by
-these rows, and what can't be told from noise has left the demo (`benchmarks.accuracy.TRIED`). Each run leaves one JSON
-and is not run again. A row trains only what its change concerns; the rest is that of the first row.
+Scenes are scored on others than in `benchmarks.demo` and `benchmarks.accuracy`, for by these rows recipes are chosen.
+Each run leaves one JSON and is not run again. A row trains only what its change concerns; the rest is that of the first
+row, on scenes the weights of `benchmarks.demo`.
 """
 
 import argparse
@@ -15,37 +15,42 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy import SETTINGS, TRIED, data_of, finished_runs, kept_run, print_table, table
+from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
 from benchmarks.demo import CHOSEN_ON
-from lib.config import Config
+from lib.config import PROFILES, Config
 from lib.machine.errors import command_errors
 from lib.machine.folders import paths
 from lib.notebook.report import save_table
 
-WITHOUT = {  # rows without a change of the joint stage: the numbers that have the earlier stages' value
-    "smooth_l1_beta": ("rpn.smooth_l1_beta", "boxhead.smooth_l1_beta"),
-    "rpn.box_weight": ("rpn.box_weight",),
-    "score_threshold": ("boxhead.test.score_threshold",),
+WITHOUT = {  # rows without some changes of the joint stage: the numbers that have the earlier stages' value
+    "the losses": ("boxhead.smooth_l1_beta", "boxhead.loss_weight", "rpn.smooth_l1_beta", "rpn.box_weight"),
+    "the minibatch": (
+        *("boxhead.adds_truth", "boxhead.positive_iou", "boxhead.positive_fraction"),
+        *("boxhead.batch_samples", "rpn.batch_samples"),
+    ),
+    "NMS of proposals": ("rpn.nms_iou",),
+    "score threshold": ("boxhead.test.score_threshold", "boxhead.test.pre_nms"),
 }
-AS_PRINTED = (  # rows with numbers as the sheet has them, in every stage
-    ("rpn.cross_boundary=remove", "boxhead.cross_boundary=remove", "rpn.negatives=uniform"),
-    ("boxhead.train.nms_iou=0.5",),
-)
-ONLY_SCORING = "score_threshold"  # no stage trains with it
+AS_PRINTED = {  # rows with numbers as the sheet has them, in every stage
+    "anchors and boundary": ("rpn.cross_boundary=remove", "boxhead.cross_boundary=remove", "rpn.negatives=uniform"),
+    "NMS for the mask head": ("boxhead.train.nms_iou=0.5",),
+}
+ONLY_SCORING = "joint without score threshold"  # no stage trains with it
 FIRST = "all changes"
 
 
 def rows_of(setting: str) -> dict[str, tuple[Config, Config]]:
-    """By name of the row, the config to train with and the one to score with."""
-    tried = SETTINGS[setting].override(TRIED)
-    rows = {FIRST: (tried, tried)}
+    """By name of the row, the config to train with and the one to score with; no row that changes nothing."""
+    recipe = PROFILES["demo"] if setting == "scenes" else SETTINGS[setting]
+    rows = {FIRST: (recipe, recipe)}
     for name, numbers in WITHOUT.items():
-        without = tried.replace(**{f"joint.{path}": tried.value(path) for path in numbers})
-        rows[f"without {name}"] = (tried if name == ONLY_SCORING else without, without)
-    for numbers in AS_PRINTED:
-        printed = tried.override(numbers)
-        rows[f"as printed: {', '.join(numbers)}"] = (printed, printed)
-    return rows
+        without = recipe.replace(**{f"joint.{p}": recipe.value(p) for p in numbers if p in dict(recipe.joint.changes)})
+        rows[f"joint without {name}"] = (without, without)
+    rows[ONLY_SCORING] = (recipe, rows[ONLY_SCORING][1])
+    for name, numbers in AS_PRINTED.items():
+        printed = recipe.override(numbers)
+        rows[f"{name} as printed"] = (printed, printed)
+    return {name: row for name, row in rows.items() if name == FIRST or row[1] != recipe}
 
 
 @command_errors()
@@ -59,14 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     data = data_of(args, CHOSEN_ON)
     for seed in args.seeds:
+        kept = f"seed_{seed}" if args.setting == "scenes" else f"{args.setting}_{seed}"
+        first = paths().weights / "benchmarks" / kept
         with tempfile.TemporaryDirectory() as folder:
-            first = Path(folder) / slug(FIRST)
             for name, configs in rows_of(args.setting).items():
                 trained, scored = (config.replace(**{"training.seed": seed}) for config in configs)
-                weights = first if name == f"without {ONLY_SCORING}" else Path(folder) / slug(name)
-                if first.is_dir() and not weights.is_dir():  # the stages before the change are the same
-                    shutil.copytree(first, weights)
+                weights = first if name in (FIRST, ONLY_SCORING) else Path(folder) / slug(name)
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
+                if weights != first and first.is_dir() and not path.is_file():
+                    shutil.copytree(first, weights)  # the stages before the change are the same
                 kept_run(path, args.setting, "ours", scored, data, weights, trained, row=name)
                 print_table(ablation_table(args.out))
     save_table(ablation_table(args.out), "06_ablation", args.out.parent)

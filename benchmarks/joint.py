@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +39,10 @@ def rows_of(config: Config) -> dict[str, Row]:
     """By name, what each row trains and how it is scored."""
     more = config.joint.epochs
     longer = config.replace(**{f"{s}.epochs": getattr(config, s).epochs + more for s in ("boxhead", "maskhead")})
-    sheet = replace(config, joint=replace(config.joint, changes=()))  # all numbers of the stages before
-    inference = config.replace(**{path: value for path, value in config.joint.changes if ".test." in path})
-    as_before = config.replace(**{f"joint.{p}": config.value(p) for p, _ in config.joint.changes if ".test." in p})
+    sheet = config.override(["joint.changes=()"])  # all numbers of the stages before
+    rule = {path: value for path, value in config.joint.changes if ".test." in path or path == "rpn.nms_iou"}
+    inference = config.replace(**rule)
+    as_before = config.replace(**{f"joint.{path}": config.value(path) for path in rule})
     return {
         "stage by stage": ("maskhead", config, config),
         f"... heads trained {more} epochs longer": ("maskhead", longer, longer),

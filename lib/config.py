@@ -169,15 +169,15 @@ COURSE = (
     "joint.boxhead.loss_weight=5 joint.boxhead.test.score_threshold=0.05"
 )
 DEMO = (
-    "image.height=180 image.width=240 backbone.name=mobilenet_v3_large backbone.channels=64 "
-    "backbone.weights=weights/scenes_backbone.safetensors anchors.scales=(24,48,84,120,156) "
-    "rpn.batch_samples=256 rpn.train.pre_nms=600 rpn.train.post_nms=200 rpn.test.pre_nms=600 rpn.test.post_nms=200 "
-    "rpn.epochs=16 rpn.batch_size=8 rpn.lr=6e-3 roi_align.canonical_size=90 "
-    "boxhead.hidden=256 boxhead.batch_samples=256 boxhead.train.pre_nms=80 boxhead.train.post_nms=6 "
-    "boxhead.batch_size=8 boxhead.lr=5e-4 maskhead.hidden=64 maskhead.batch_size=8 maskhead.lr=1e-3 "
-    "joint.epochs=5 joint.batch_size=8 joint.lr=2e-4 joint.boxhead.batch_samples=512 joint.boxhead.loss_weight=2 "
-    "joint.boxhead.test.score_threshold=0.05 "
-    "data.val_fraction=0.06 data.test_fraction=0.3 training.store_features=True evaluation.batch_size=8"
+    "image.height=180 image.width=240 anchors.scales=(24,48,84,120,156) backbone.name=mobilenet_v3_large "
+    "backbone.channels=64 backbone.weights=weights/scenes_backbone.safetensors training.store_features=True "
+    "evaluation.batch_size=8 rpn.batch_samples=256 rpn.train.pre_nms=600 rpn.train.post_nms=200 rpn.test.pre_nms=600 "
+    "rpn.test.post_nms=200 rpn.epochs=16 rpn.batch_size=8 rpn.lr=6e-3 roi_align.canonical_size=90 boxhead.hidden=256 "
+    "boxhead.batch_samples=256 boxhead.train.pre_nms=80 boxhead.train.post_nms=6 boxhead.batch_size=8 boxhead.lr=5e-4 "
+    "maskhead.hidden=64 maskhead.batch_size=8 maskhead.lr=1e-3 joint.epochs=3 joint.batch_size=8 joint.lr=2e-4 "
+    "joint.rpn.nms_iou=0.8 joint.boxhead.adds_truth=True joint.boxhead.positive_iou=0.5 "
+    "joint.boxhead.positive_fraction=0.25 joint.boxhead.batch_samples=512 joint.boxhead.smooth_l1_beta=0.02 "
+    "joint.boxhead.loss_weight=4 joint.boxhead.test.score_threshold=0.05 data.val_fraction=0.06 data.test_fraction=0.3"
 )
 PROFILES = {n: Config(profile=n).override(numbers.split()) for n, numbers in (("course", COURSE), ("demo", DEMO))}
 

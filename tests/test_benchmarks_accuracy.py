@@ -61,9 +61,9 @@ def test_one_row_a_model_with_mean_and_deviation():
     assert (peer["model"], peer["mask AP"], peer["training, s"]) == ("torchvision", "0.100", "60")
 
 
-@pytest.mark.parametrize("of_model", [lambda config: config, accuracy.without_changes])
-def test_a_finished_run_is_kept_and_another_config_refused(tmp_path, of_model):
-    config = of_model(accuracy.SETTINGS["scenes"])
+@pytest.mark.parametrize("numbers", [[], ["joint.changes=()"]])
+def test_a_finished_run_is_kept_and_another_config_refused(tmp_path, numbers):
+    config = accuracy.SETTINGS["scenes"].override(numbers)
     path = tmp_path / "accuracy_scenes_ours_0.json"
     path.write_text(json.dumps({**a_run("ours", 0, 0.2), "config": config.to_json()}))
     arguments = (path, "scenes", "ours")
@@ -89,26 +89,25 @@ def changed(config, other) -> dict:
 
 @pytest.mark.parametrize("setting", accuracy.SETTINGS)
 def test_each_row_of_the_ablation_changes_one_thing(setting):
+    """All changes of the joint stage, and all printed numbers, are each left out in one row."""
     rows = ablation.rows_of(setting)
-    recipe = accuracy.SETTINGS[setting].override(accuracy.TRIED)
-    assert rows.pop("all changes") == (recipe, recipe)
-    printed = {k: rows.pop(k) for k in list(rows) if k.startswith("as printed")}
-    tried = {*accuracy.TRIED, "joint.boxhead.test.score_threshold=0.05"} - {"boxhead.train.nms_iou=0.9"}
-    left_out, paths = {}, [pair.partition("=")[0].removeprefix("joint.") for pair in tried]
-    for trained, scored in rows.values():
-        assert not changed(scored, recipe)  # before the joint stage nothing is
-        of_row = changed(scored.of_stage("joint"), recipe.of_stage("joint"))
-        assert trained == (recipe if "boxhead.test.score_threshold" in of_row else scored)
-        left_out |= of_row
-    assert left_out == {path: recipe.value(path) for path in paths}
+    recipe, same = rows.pop("all changes")
+    assert recipe == same
+    left_out, printed = {}, {}
+    for name, (trained, scored) in rows.items():
+        assert trained == (recipe if name == ablation.ONLY_SCORING else scored)
+        if name.startswith("joint without "):
+            assert not changed(scored, recipe)  # before the joint stage nothing is
+            of_row = changed(scored.of_stage("joint"), recipe.of_stage("joint"))
+            assert of_row and not of_row.keys() & left_out.keys()
+            left_out |= of_row
+        else:
+            printed |= changed(scored, recipe)
+    assert left_out == {path: recipe.value(path) for path, _ in recipe.joint.changes}
     sheet = {"rpn.cross_boundary": "remove", "boxhead.cross_boundary": "remove", "rpn.negatives": "uniform"}
-    sheet |= {"boxhead.train.nms_iou": 0.5}
-    for trained, scored in printed.values():
-        of_row = changed(trained, recipe)
-        assert trained == scored and of_row == {k: sheet.pop(k) for k in of_row}
-    assert not sheet
-    assert sum(trained != recipe for trained, _ in [*rows.values(), *printed.values()]) <= 5  # and the recipe itself
-    assert len({ablation.slug(name) for name in ablation.rows_of(setting)}) == len(ablation.rows_of(setting))
+    assert printed == sheet | ({} if setting == "scenes" else {"boxhead.train.nms_iou": 0.5})
+    assert sum(trained != recipe for trained, _ in rows.values()) <= 5  # and the recipe itself
+    assert len({ablation.slug(name) for name in rows}) == len(rows)
 
 
 def test_a_difference_stands_beside_the_row_with_its_interval(tmp_path):
@@ -124,8 +123,7 @@ def test_a_difference_stands_beside_the_row_with_its_interval(tmp_path):
 
 def test_a_row_of_scoring_alone_is_scored_with_its_own_config(monkeypatch, tmp_path, tiny_model):
     """The recipe is trained, and the row's threshold is what detections are cut with."""
-    recipe = accuracy.SETTINGS["scenes"]
-    _, scored = ablation.rows_of("scenes")["without score_threshold"]
+    recipe, scored = ablation.rows_of("scenes")[ablation.ONLY_SCORING]
     used = {}
     monkeypatch.setattr(accuracy, "train_ours", lambda config, *_: used.update(trained=config) or tiny_model())
     monkeypatch.setattr(accuracy, "CourseDataset", lambda *_, **__: [])

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--continues", type=Path, help="an earlier run's file to start from")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="set numbers of the config")
     args = parser.parse_args(argv)
-    config = load_config("demo").of_stage("joint").override([*RECIPE, *args.set])
+    config = load_config("demo").override([*RECIPE, *args.set])
     before = read_record(args.continues) if args.continues else {"seeds": "[]", "images_seen": "0"}
     seeds = json.loads(before["seeds"])
     if len(seeds) >= len(PRETRAINING_SEEDS) - 2:

@@ -29,18 +29,20 @@ from lib.training.run import Run
 
 HELD_OUT = 200  # scenes of the last of the pretraining seeds, never trained on
 SETTLING = 800  # scenes of the last but one, for the BatchNorms' final statistics
-RECIPE = (  # beside the demo profile's joint stage
+RECIPE = (  # beside the demo profile
+    "joint.changes=()",
     "backbone.weights=none",
     "backbone.batchnorm=trained",
     "joint.lr=1e-3",
     "joint.epochs=15",
     "boxhead.adds_truth=True",  # an untrained RPN proposes few objects
-    "boxhead.batch_samples=256",
     "boxhead.train.post_nms=12",  # near copies too, so that a mask is learnt in several frames
     "boxhead.train.nms_iou=0.9",
     "rpn.smooth_l1_beta=0.1",  # with 1, and an equal weight in the RPN, 30,000 scenes more made the boxes worse
     "boxhead.smooth_l1_beta=0.1",
     "rpn.box_weight=2",
+    "boxhead.loss_weight=2",
+    "boxhead.test.score_threshold=0.05",
     "maskhead.loss_weight=2",  # of a frozen backbone's stages, that of the masks is the furthest from what it could be
 )
 
