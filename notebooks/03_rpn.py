@@ -651,8 +651,7 @@ Markdown(
     f"nothing learnt.\n\nThe objectness costs {last['val_rpn_objectness']:.4f}, the boxes {last['val_rpn_box']:.4f}: "
     "equal weights (§4.5) do not make equal losses, for all $M$ anchors pay the one and the positives alone the other. "
     "Another weight (`rpn.box_weight`) would change less than it seems: Adam cancels a factor in the layers that "
-    "one loss alone teaches; only the shared 3 × 3 convolution would listen more to the heavier loss. README's trial, "
-    "twice the box loss in the joint training, found no sure difference."
+    "one loss alone teaches; only the shared 3 × 3 convolution would listen more to the heavier loss."
 )
 
 # %% [markdown]

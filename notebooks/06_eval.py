@@ -520,6 +520,12 @@ WHY = {
     "detections, and the end of the list can only gain",
     "boxhead.loss_weight": "five losses share one network; with the stages' weight this one would speak for all",
     "boxhead.batch_samples": "the network runs for each image anyway: a few more samples of it cost little",
+    "boxhead.adds_truth": "each object's own box is among the proposals, so that none goes unlearnt",
+    "boxhead.positive_iou": "as in Faster R-CNN: what overlaps its object by less is background",
+    "boxhead.positive_fraction": "as in Faster R-CNN: one of an object to three of background",
+    "boxhead.smooth_l1_beta": "with 1 the loss is quadratic until a box is off by its whole size: errors of a tenth "
+    "hardly count",
+    "rpn.nms_iou": "an object keeps more near copies of its box, and the best of them counts",
     "rpn.batch_samples": "the network runs for each image anyway: a few more samples of it cost little",
     "boxhead.test.pre_nms": "with every class in the list, more boxes have to enter NMS",
 }
@@ -536,8 +542,8 @@ report.markdown(
 )
 
 # %% [markdown]
-# What has `.test.` in its name is a rule of *inference*: it needs no training, and a gain from it is not joint training's. So a third model is scored
-# below: the parts trained stage by stage, under this rule.
+# What has `.test.` in its name is a rule of *inference*, and so is `rpn.nms_iou` once the network is trained: a gain from it is not joint training's.
+# So a third model is scored below: the parts trained stage by stage, under this rule.
 
 # %%
 WEIGHTS = train_until("joint", config, DATA, WEIGHTS)
@@ -555,7 +561,7 @@ histories = {
 # ### Learning curves of all stages
 #
 # Dotted and hollow: training images. Solid: validation images. The axis is logarithmic, since the losses differ several hundredfold. The
-# box regression is shown without its weight, so that stages compare.
+# box regression is shown without its weight.
 
 # %% cellView="form"
 # @title What this cell draws: each loss over the epochs
@@ -588,10 +594,11 @@ learnt = (
     "AP can rise all the same: it asks whether scores are in the right order and pixels on the right side of the "
     "threshold, the loss also how sure the wrong ones were"
 )
-other = config.boxhead.batch_samples != joint_config.boxhead.batch_samples
+OTHERWISE = {"boxhead.batch_samples", "boxhead.positive_fraction", "boxhead.smooth_l1_beta"}
+other = OTHERWISE & dict(config.joint.changes).keys()
 Markdown(
     f"(The weight left out is {weights['boxhead']:g} in the box head's stage and {weights['joint']:g} here."
-    + " The box head's two are means over another minibatch, so across stages they compare only roughly." * other
+    + " The box head's two do not compare across stages: minibatch or β are others here." * bool(other)
     + ") From the joint stage's first epoch to its last, "
     + (f"{learnt}." if apart else "no loss falls on the training images while it rises on the others.")
 )
