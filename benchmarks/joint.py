@@ -36,17 +36,23 @@ Row = tuple[str, Config, Config]  # the stage that is scored, the config to trai
 
 
 def rows_of(config: Config) -> dict[str, Row]:
-    """By name, what each row trains and how it is scored."""
-    more = config.joint.epochs
-    longer = config.replace(**{f"{s}.epochs": getattr(config, s).epochs + more for s in ("boxhead", "maskhead")})
-    sheet = config.override(["joint.changes=()"])  # all numbers of the stages before
-    rule = {path: value for path, value in config.joint.changes if ".test." in path or path == "rpn.nms_iou"}
+    """By name, what each row trains and how it is scored; "longer" is by the joint stage's epochs."""
+    changes, more = dict(config.joint.changes), config.joint.epochs
+    rule = {path: value for path, value in changes.items() if ".test." in path or path == "rpn.nms_iou"}
     inference = config.replace(**rule)
     as_before = config.replace(**{f"joint.{path}": config.value(path) for path in rule})
+    longer = config.replace(**{f"{s}.epochs": getattr(config, s).epochs + more for s in ("boxhead", "maskhead")})
+    with_numbers = longer.replace(**{path: value for path, value in changes.items() if path.startswith("boxhead.")})
+    sheet = config.override(["joint.changes=()"])  # all numbers of the stages before
     return {
         "stage by stage": ("maskhead", config, config),
-        f"... heads trained {more} epochs longer": ("maskhead", longer, longer),
         "... with the joint stage's inference": ("maskhead", config, inference),
+        "... heads trained longer": ("maskhead", longer, longer),
+        "... heads trained longer, with the joint stage's numbers": (
+            "maskhead",
+            with_numbers,
+            longer.replace(**changes),
+        ),
         "joint": ("joint", config, config),
         "... with the stages' inference": ("joint", config, as_before),
         "... with the stages' numbers throughout": ("joint", sheet, sheet),
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about = {"row": name, "backbone": backbone, "configs": [c.to_json() for c in row[1:]]}
             if not path.is_file():
                 scored = scored or CourseDataset(scored_scenes())
-                write_json(about | run_row(row, seed, data, scored, _weights(row, config, seed)), path)
+                write_json(about | run_row(row, seed, data, scored, _weights(number, row, config, seed)), path)
             runs.append(json.loads(path.read_text()))
             if any(runs[-1].get(key) != value for key, value in about.items()):
                 raise ValueError(f"{path} is a run with another config: move it away, or give another --out")
@@ -110,12 +116,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(table(runs))
 
 
-def _weights(row: Row, config: Config, seed: int) -> Path:
+def _weights(number: int, row: Row, config: Config, seed: int) -> Path:
     """The folder that a row trains in: that of `benchmarks.demo`, or where it trains otherwise a copy of its own."""
     first = paths().weights / "benchmarks" / f"seed_{seed}"
     if row[1] == config:
         return first
-    own = first.with_name(f"{row[0]}_otherwise_{seed}")
+    own = first.with_name(f"joint_{number}_{seed}")
     shared = STAGES[:1] if row[0] == "maskhead" else STAGES[:-1]  # the stages before the change are the same
     own.mkdir(parents=True, exist_ok=True)
     for file in [path for stage in shared for path in first.glob(f"{stage}[._]*")]:

@@ -7,17 +7,25 @@ from lib.config import load_config
 
 
 def test_each_row_changes_one_thing():
-    config = load_config("demo", ["joint.epochs=3", "joint.boxhead.loss_weight=7"])
-    rows = rows_of(config.replace(**{"joint.boxhead.test.score_threshold": 0.25}))
-    first, longer, inference, joint, as_before, sheet = rows.values()
-    assert [row[0] for row in rows.values()] == ["maskhead"] * 3 + ["joint"] * 3
-    assert (longer[1].boxhead.epochs, longer[1].maskhead.epochs) == (11, 11) and longer[1].rpn == first[1].rpn
-    assert inference[1] == first[1] and inference[2].of_stage("maskhead").boxhead.test.score_threshold == 0.25
-    assert inference[2].of_stage("maskhead").boxhead.loss_weight == first[1].boxhead.loss_weight
-    assert joint[1] == joint[2] == as_before[1] == first[1]
+    asked = {"joint.boxhead.loss_weight": 7, "joint.boxhead.test.score_threshold": 0.25, "joint.rpn.nms_iou": 0.6}
+    config = load_config("demo", ["joint.epochs=3"]).replace(**asked)
+    first, inference, longer, with_numbers, joint, as_before, sheet = (rows := rows_of(config)).values()
+    assert [row[0] for row in rows.values()] == ["maskhead"] * 4 + ["joint"] * 3
+    assert first[1] == first[2] == inference[1] == joint[1] == joint[2] == as_before[1] == config
+
+    rule = inference[2].of_stage("maskhead")
+    assert (rule.boxhead.test.score_threshold, rule.rpn.nms_iou) == (0.25, 0.6)
+    assert rule.boxhead.loss_weight == config.boxhead.loss_weight
     after = as_before[2].of_stage("joint")
-    assert after.boxhead.test == first[1].boxhead.test and after.boxhead.loss_weight == 7
-    assert sheet[1].joint == dataclasses.replace(first[1].joint, changes=())
+    assert (after.boxhead.test, after.rpn.nms_iou, after.boxhead.loss_weight) == (config.boxhead.test, 0.7, 7)
+
+    assert (longer[1].boxhead.epochs, longer[1].maskhead.epochs) == (11, 11) and longer[1] == longer[2]
+    assert longer[1].rpn == with_numbers[1].rpn == config.rpn  # the RPN is that of the first row
+    trained, scored = (of_row.of_stage("maskhead") for of_row in with_numbers[1:])
+    assert trained.boxhead == scored.boxhead and trained.boxhead.epochs == 11
+    jointly = config.of_stage("joint")
+    assert dataclasses.replace(scored.boxhead, epochs=8) == jointly.boxhead and scored.rpn == jointly.rpn
+    assert sheet[1].joint == dataclasses.replace(config.joint, changes=())
 
 
 def test_table_of_means_and_paired_differences():
