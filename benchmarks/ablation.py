@@ -10,14 +10,14 @@ row, on scenes the weights of `benchmarks.demo`.
 
 import argparse
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.accuracy import SETTINGS, data_of, finished_runs, kept_run, print_table, table
 from benchmarks.demo import CHOSEN_ON
-from lib.config import PROFILES, Config
+from benchmarks.joint import copy_stages
+from lib.config import PROFILES, STAGES, Config
 from lib.machine.errors import command_errors
 from lib.machine.folders import paths
 from lib.notebook.report import save_table
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 trained, scored = (config.replace(**{"training.seed": seed}) for config in configs)
                 weights = first if name in (FIRST, ONLY_SCORING) else Path(folder) / slug(name)
                 path = args.out / f"ablation_{args.setting}_{slug(name)}_{seed}.json"
-                if weights != first and first.is_dir() and not path.is_file():
-                    shutil.copytree(first, weights)  # the stages before the change are the same
+                if weights != first and name.startswith("joint "):
+                    copy_stages(STAGES[:-1], first, weights)  # the stages before the change are the same
                 kept_run(path, args.setting, "ours", scored, data, weights, trained, row=name)
                 print_table(ablation_table(args.out))
     save_table(ablation_table(args.out), "06_ablation", args.out.parent)

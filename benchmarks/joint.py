@@ -123,10 +123,15 @@ def _weights(number: int, row: Row, config: Config, seed: int) -> Path:
         return first
     own = first.with_name(f"joint_{number}_{seed}")
     shared = STAGES[:1] if row[0] == "maskhead" else STAGES[:-1]  # the stages before the change are the same
-    own.mkdir(parents=True, exist_ok=True)
-    for file in [path for stage in shared for path in first.glob(f"{stage}[._]*")]:
-        shutil.copy(file, own)
+    copy_stages(shared, first, own)
     return own
+
+
+def copy_stages(stages: Sequence[str], source: Path, target: Path) -> None:
+    """Give a folder the trained stages of another one, as far as they are there."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in [path for stage in stages for path in source.glob(f"{stage}[._]*")]:
+        shutil.copy(path, target)
 
 
 if __name__ == "__main__":
