@@ -61,23 +61,11 @@ from lib.training.run import CLIP_NORM, WEIGHT_DECAY
 from lib.training.schedule import warmup_cosine
 from lib.training.stages import backbone_parts
 
-MANY_OBJECTS = (  # of the joint stage on photographs: proposals are sampled as torchvision's
-    "joint.boxhead.adds_truth=True",
-    "joint.boxhead.positive_iou=0.5",
-    "joint.boxhead.positive_fraction=0.25",
-)
-TRIED = (  # further changes of the sheet on photographs; the demo does without them
-    "joint.rpn.smooth_l1_beta=0.1",
-    "joint.boxhead.smooth_l1_beta=0.1",
-    "joint.rpn.box_weight=2",
-    "boxhead.train.nms_iou=0.9",
-)
 PHOTOGRAPHS = PROFILES["course"].override(
     [
         *"backbone.name=mobilenet_v2 backbone.frozen_blocks=7 rpn.trains=fpn rpn.box_weight=10 joint.lr=4e-4".split(),
-        *"rpn.epochs=2 boxhead.epochs=1 maskhead.epochs=1".split(),
-        *MANY_OBJECTS,
-        *TRIED,
+        *"rpn.epochs=2 boxhead.epochs=1 maskhead.epochs=1 boxhead.train.nms_iou=0.9".split(),
+        *"joint.rpn.smooth_l1_beta=0.1 joint.boxhead.smooth_l1_beta=0.1 joint.rpn.box_weight=2".split(),
     ]
 )
 SETTINGS = {

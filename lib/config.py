@@ -106,9 +106,8 @@ class Config(SystemConfig):
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("data.val_fraction and data.test_fraction leave no image to train on: lower one of them")
         if self.joint.changes:  # checked as they will be used, and typed as their fields are
-            unchanged = dataclasses.replace(self, joint=dataclasses.replace(self.joint, changes=()))
             try:
-                changed = unchanged.replaced(dict(self.joint.changes))
+                changed = self.replaced({"joint.changes": (), **dict(self.joint.changes)})
             except ValueError as error:
                 raise ValueError(f"joint.{error}") from None
             changes = tuple((path, changed.value(path)) for path, _ in self.joint.changes)
@@ -166,6 +165,7 @@ class Config(SystemConfig):
 COURSE = (
     "boxhead.lr=3e-4 maskhead.lr=5e-4 joint.lr=5e-5 rpn.epochs=2 boxhead.epochs=3 maskhead.epochs=3 joint.epochs=3 "
     "joint.rpn.batch_samples=1024 joint.boxhead.batch_samples=1024 joint.boxhead.test.pre_nms=1000 "
+    "joint.boxhead.adds_truth=True joint.boxhead.positive_iou=0.5 joint.boxhead.positive_fraction=0.25 "
     "joint.boxhead.loss_weight=5 joint.boxhead.test.score_threshold=0.05"
 )
 DEMO = (
