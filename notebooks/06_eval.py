@@ -772,7 +772,7 @@ fair = {
     if len(joint_rows) > max(rows)
 }
 said = " ".join(f"With {whose} numbers: {pair}." for whose, pair in fair.items())
-if fair and "gain" not in fair["the joint stage's"]:
+if fair and "a gain" not in fair["the joint stage's"]:
     said += " So what the stage gains on these scenes comes from its numbers and not from training jointly: their "
     said += "backbone has seen many pictures of just this kind, and has little left to learn."
 unsettled = "Whether longer training alone would gain as much is not settled here: the table `06_joint` is missing."
