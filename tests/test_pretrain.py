@@ -18,7 +18,7 @@ from lib.config import PRETRAINING_SEEDS, Config, load_config
 from lib.data.scenes import scene, write_scenes
 from lib.maskrcnn import MaskRCNN
 from lib.preprocess import preprocess_images
-from lib.training.pretrain import SceneStream, read_record, save_backbone, settle_batchnorm
+from lib.training.pretrain import RECIPE, SceneStream, read_record, save_backbone, settle_batchnorm
 from lib.training.run import Run
 
 TINY = (
@@ -55,6 +55,14 @@ def stop_after_an_epoch(patch) -> None:
         return whole(training, number)
 
     patch.setattr(Run, "epoch", epoch)
+
+
+def test_the_recipe_is_what_made_the_committed_backbone():
+    demo = load_config("demo")
+    made = Config.from_json(read_record(demo.backbone.file)["config"]).of_stage("joint")
+    now = demo.override(RECIPE).of_stage("joint")
+    differ = {path for path in now.paths() if now.value(path) != made.value(path)}
+    assert differ <= {"training.seed", "joint.changes"}  # a later run has a seed of its own; the changes are made
 
 
 def test_a_run_ends_with_a_file_that_says_what_made_it(tmp_path, capsys):
