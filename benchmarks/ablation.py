@@ -84,10 +84,7 @@ def slug(name: str) -> str:
 
 
 def ablation_table(folder: Path) -> list[dict]:
-    """The rows of all finished runs, scenes and all changes first, without their times.
-
-    The first of a setting trained the stages that all share.
-    """
+    """The rows of all finished runs, scenes and all changes first; without times, for they share trained stages."""
     runs = finished_runs(folder, "ablation")
     runs.sort(key=lambda run: (run["setting"] != "scenes", run["row"] != FIRST))
     return [{k: v for k, v in row.items() if "training" not in k} for row in table(runs, "row")]

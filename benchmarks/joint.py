@@ -32,6 +32,10 @@ from lib.scores.evaluate import collect_results
 from lib.training.checkpoint import fingerprint, load_model
 from lib.training.loop import train_stage
 
+HEADS = {  # fair pairs, of as many epochs and the same numbers: all parts trained jointly, and the heads alone
+    "joint": "... heads trained longer, with the joint stage's numbers",
+    "... with the stages' numbers throughout": "... heads trained longer",
+}
 Row = tuple[str, Config, Config]  # the stage that is scored, the config to train with and the one to score with
 
 
@@ -71,15 +75,22 @@ def run_row(row: Row, seed: int, data: Path, scored: CourseDataset, weights: Pat
 
 
 def table(runs: Sequence[dict]) -> list[dict]:
-    """A row for each name: means over the seeds, and the difference of AP to the first with its interval."""
-    rows, first = [], [run for run in runs if run["row"] == runs[0]["row"]]
-    for name in dict.fromkeys(run["row"] for run in runs):
-        mine, row = [run for run in runs if run["row"] == name], {"": name}
+    """A row for each name: means over the seeds, and the difference of AP to the first with its interval.
+
+    Where the row is one of a fair pair, so is its difference to the heads alone.
+    """
+    of_row = {name: [run for run in runs if run["row"] == name] for name in dict.fromkeys(run["row"] for run in runs)}
+    rows, first = [], of_row[runs[0]["row"]]
+    for name, mine in of_row.items():
+        row = {"": name}
         for kind in ("box", "mask"):
             values = [run["scores"][kind]["AP"] for run in mine]
             row[f"{kind} AP"] = f"{np.mean(values):.3f}"
             row[f"{kind} AP50"] = f"{np.mean([run['scores'][kind]['AP50'] for run in mine]):.3f}"
             row[f"{kind} AP, difference"] = "" if mine == first else _difference(first, mine, kind)
+        for kind in ("box", "mask"):
+            heads = of_row.get(HEADS.get(name, ""), [])
+            row[f"{kind} AP, to the heads alone"] = _difference(heads, mine, kind) if heads else ""
         rows.append(row)
     return rows
 

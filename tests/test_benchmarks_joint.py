@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks.joint import rows_of, table
+from benchmarks.joint import HEADS, rows_of, table
 from lib.config import load_config
 
 
@@ -33,6 +33,15 @@ def test_table_of_means_and_paired_differences():
         {"row": row, "scores": {k: {"AP": ap, "AP50": 0.9, "resampled": [ap] * 4} for k in ("box", "mask")}}
         for row, ap in (("a", 0.5), ("a", 0.6), ("b", 0.52), ("b", 0.64))
     ]
+    assert HEADS.keys() | HEADS.values() <= rows_of(load_config("demo")).keys()
     first, second = table(runs)
     assert first["box AP"] == "0.550" and first["box AP, difference"] == ""
     assert second["mask AP"] == "0.580" and second["mask AP, difference"].startswith("+0.030 (+0.02")
+    assert second["box AP, to the heads alone"] == ""
+    for run, name in zip(
+        runs, ["... heads trained longer"] * 2 + ["... with the stages' numbers throughout"] * 2, strict=True
+    ):
+        run["row"] = name
+    heads, jointly = table(runs)
+    assert heads["box AP, to the heads alone"] == ""
+    assert jointly["box AP, to the heads alone"] == jointly["box AP, difference"] != ""
