@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
+from benchmarks.timing import machine
 from lib.data.batches import loader, prepare
 from lib.data.reader import CourseDataset
 from lib.machine.device import precision, seed_everything
@@ -24,7 +25,7 @@ from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.rpn import RPNHead, draw_anchors, rpn_loss
 from lib.scores.evaluate import evaluate_model
-from lib.training.checkpoint import last_trained, load_model
+from lib.training.checkpoint import backbone_origin, last_trained, load_model
 from lib.training.run import WEIGHT_DECAY
 from lib.training.schedule import warmup_cosine
 from lib.training.stages import Learner, RPNStage
@@ -105,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in KINDS:
         mine = [row for row in rows if row["statistics"] == kind]
         print(kind, {k: round(sum(r[k] for r in mine) / len(mine), 3) for k in ("AR@100", "AR@1000")})
-    write_json(rows, args.out)
+    about = {"backbone": backbone_origin(config), "machine": machine()}
+    write_json(about | {"epochs": EPOCHS, "images": IMAGES, "rows": rows}, args.out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 Only the M sampled anchors enter the loss, and an anchor's prediction depends on the 3 x 3 cells around it alone.
 Training therefore gathers these M neighbourhoods and evaluates the head there; the dense head is for making
 proposals. The BatchNorm is one for all levels: it learns its statistics over the sampled positions of all levels
-together and applies them, stored, everywhere; RPNs that learn statistics of sampled positions recall as much as with
+together and applies them, stored, everywhere; RPNs that learn statistics of sampled positions recall more than with
 those of whole maps (`benchmarks.batchnorm`).
 """
 

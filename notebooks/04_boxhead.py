@@ -571,7 +571,7 @@ for n in draw.most_frequent(target["labels"], 2):
 panels.append((background, "negative", {"negative": "background"}, f"{len(background)} drawn of background"))
 fig, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.5))
 for ax, (drawn, kind, name, title) in zip(axes, panels, strict=True):
-    draw.image(ax, seen.pictures[0])
+    draw.image(ax, seen.pictures[0], margin=4)
     draw.boxes(ax, target["boxes"], "truth", linewidth=2)
     draw.boxes(ax, drawn, kind, linewidth=1.4)
     ax.set_title(title, fontsize=10)

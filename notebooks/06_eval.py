@@ -432,7 +432,7 @@ print({name: round(five[name], 4) for name in ("AP", "AP50", "AP75")})
 # %% [markdown]
 # One box two pixels off its place, and a third of the objects is gone.
 #
-# **Predict.** Ten more detections with score 0.01 in the empty corner of the first image, all wrong: what are the course's mAP and AP50 now?
+# **Predict.** Ten more detections with score 0.01 in an empty part of the first image, all wrong: what are the course's mAP and AP50 now?
 
 # %% cellView="form"
 # @title Your answer (write over ours)
@@ -598,7 +598,9 @@ OTHERWISE = {"boxhead.batch_samples", "boxhead.positive_fraction", "boxhead.smoo
 other = OTHERWISE & dict(config.joint.changes).keys()
 Markdown(
     f"(The weight left out is {weights['boxhead']:g} in the box head's stage and {weights['joint']:g} here."
-    + " The box head's two do not compare across stages: minibatch or β are others here." * bool(other)
+    + " The box head's two do not compare across stages, for minibatch or β are others here, nor does the mask's, whose "
+    "boxes come from that minibatch."
+    * bool(other)
     + ") From the joint stage's first epoch to its last, "
     + (f"{learnt}." if apart else "no loss falls on the training images while it rises on the others.")
 )
@@ -745,9 +747,11 @@ Markdown(
 # ### A fair comparison
 #
 # Does the gain come from joint training? The heads have also seen the images more often, the losses and minibatches have other numbers, and so has
-# inference. So `python -m benchmarks.joint` changes one thing a row, with three seeds, and scores 1,000 other scenes;
+# inference. So `python -m benchmarks.joint` takes these apart, with three seeds, and scores 1,000 other scenes, on which the
+# joint stage's losses, minibatch and NMS were found (with one of the seeds), so that it comes off a little too well;
 # "longer" is by the joint stage's epochs. In brackets the 95 % interval of the difference to the first row, paired by image and seed, and last
-# that to the heads alone, trained for as many epochs with the same numbers (the joint stage's from their first epoch on).
+# that to the heads alone, trained for as many epochs with the same numbers (the joint stage's from their first epoch on, but for its
+# NMS of proposals, which they have in scoring only).
 
 # %% cellView="form"
 # @title What this cell shows: the table, and its fair pairs in words
@@ -1338,7 +1342,7 @@ assert codes[0]["counts"] == b"52203"
 # ### Checks
 #
 # What must hold whatever was learnt: a looser threshold never lowers a score, a mean lies between its parts, `evaluate_model` says the same as the steps
-# above, and what was read back from run lengths is what the model says.
+# above, and of one image the results hold as many detections as the model gives.
 
 # %%
 for s in scores.values():
@@ -1357,8 +1361,8 @@ assert len(detections(models["joint"], test_set[0][0])["boxes"]) == len(found[0]
 # ### BatchNorm in joint training
 #
 # In training mode BatchNorm normalises by the batch at hand, in testing by stored statistics. Were the RPN's in training mode here, the heads would learn
-# from other proposals than those they get in testing; so it keeps the statistics that its own stage stored, and only its convolutions learn. The
-# trunk's were stored over far more images than these and stay as well. (`lib.training.stages.Learner` sees to both.)
+# from other proposals than those they get in testing; so it keeps the statistics that its own stage stored; its convolutions, and the scale and shift of its
+# BatchNorm, go on learning. The trunk's statistics were stored over far more images than these and stay as well. (`lib.training.stages.Learner` sees to both.)
 
 # %% [markdown]
 # ### What other seeds and photographs give
@@ -1376,7 +1380,7 @@ report.markdown([row | {k: f"{float(row[k]):.3f}" for k in ("mean", "deviation")
 # same trunk (MobileNetV2), widths and images seen (`python -m benchmarks.accuracy course`), on a GPU; *photographs* at 300 × 400, with narrower heads
 # and more epochs. *found*: objects that a detection with a score of at least 0.3 overlaps by half; *right class*, *box IoU* and *mask IoU* are of
 # these; *false an image*: such detections that overlap no object by half. With so few photographs, small differences prove nothing. README has
-# the same comparison on scenes.
+# the same comparison on scenes. The recipe of *photographs* was chosen on the very photographs that it is scored on.
 
 # %%
 left_out = ("mask AP75", "AP75", "box AP, difference", "mask AP, difference", "training, s", "AR@1000", "AR@100")
@@ -1487,9 +1491,10 @@ print("exported:", ", ".join(sorted(path.name for path in paths().figures.glob("
 # ## The explorer
 #
 # A page for any web browser, which needs neither Python nor a network: up to 24 test images, chosen to show what goes right and every kind of mistake that
-# was made. It holds what the network said of them before anything was thrown away; NMS, thresholds and pasting run in the page, by the rules of these
-# notebooks, and precision and recall follow each slider. A run writes the file, so GitHub has none; open yours from `figures/`. (JupyterLab's own viewer
-# asks to *Trust HTML* first; on Colab the page stands below as well, and the file can be downloaded by the folder icon at the left.)
+# was made. It holds what the network said of them before NMS: the RPN's $K$ best boxes, and what the box head gives at least its lowest score. NMS,
+# thresholds and pasting run in the page, by the rules of these notebooks, and precision and recall follow each slider. A run writes the file, so GitHub has
+# none; open yours from `figures/`. (JupyterLab's own viewer asks to *Trust HTML* first; on Colab the page stands below as well, and the file can be downloaded
+# by the folder icon at the left.)
 
 # %%
 from handin import explorer

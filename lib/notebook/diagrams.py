@@ -120,7 +120,7 @@ def pyramid(config: Config) -> Figure:
 
 
 def rpn_head(config: Config) -> Figure:
-    """The RPN's head (§4.2), one for all levels: what it makes of a cell."""
+    """The RPN's head (§4.3), one for all levels: what it makes of a cell."""
     head, y = _modules(config).rpn, 1.2
     fig, ax = canvas(9.5, 2.6)
     frame = FancyBboxPatch((1.95, 0.2), 5.03, 2, "round,pad=0,rounding_size=0.1", fc="none", ec=shapes.PALE, ls="--")
