@@ -2,9 +2,9 @@
 
     python -m benchmarks.batchnorm --data data/synthetic --weights weights/demo
 
-New RPNs learn on the frozen backbone of trained weights: with statistics over the sampled positions, as `lib.rpn` has
-it; and with statistics over all cells of all levels, as a head run over whole maps has them. Recall on the val split,
-which neither the backbone nor the RPNs have seen.
+New RPNs learn on the frozen backbone of a trained RPN stage: with statistics over the sampled positions, as `lib.rpn`
+has it; and with statistics over all cells of all levels, as a head run over whole maps has them. Recall on the val
+split, which neither the backbone nor the RPNs have seen.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lib.machine.files import write_json
 from lib.machine.folders import paths
 from lib.rpn import RPNHead, draw_anchors, rpn_loss
 from lib.scores.evaluate import evaluate_model
-from lib.training.checkpoint import backbone_origin, last_trained, load_model
+from lib.training.checkpoint import backbone_origin, load_model
 from lib.training.run import WEIGHT_DECAY
 from lib.training.schedule import warmup_cosine
 from lib.training.stages import Learner, RPNStage
@@ -59,7 +59,7 @@ class WholeMaps(RPNStage):
 def recall(kind: str, seed: int, weights: Path, data: dict[str, CourseDataset], accelerator: Accelerator) -> dict:
     """AR@100 and AR@1000 of one RPN trained anew: `kind` is "sampled" or "whole maps"."""
     seed_everything(seed)
-    model = load_model(weights).train()
+    model = load_model(weights, "rpn").train()
     model.rpn = RPNHead(model.backbone.out_channels, len(model.config.anchors.ratios))
     learning = {"training.seed": seed, "rpn.trains": "none", "rpn.lr": 1e-3}
     model.config = model.config.replace(**learning, **{"rpn.test.pre_nms": 2000, "rpn.test.post_nms": 1000})
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=paths().figures / "published" / "benchmarks" / "batchnorm.json")
     args = parser.parse_args(argv)
-    config = load_model(args.weights, last_trained(args.weights)).config
+    config = load_model(args.weights, "rpn").config
     data = {split: CourseDataset(args.data, split, config.data) for split in ("train", "val")}
     data["train"].indices = data["train"].indices[:IMAGES]
     accelerator, rows = Accelerator(mixed_precision=precision(config.training.mixed_precision)), []

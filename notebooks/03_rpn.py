@@ -1376,7 +1376,7 @@ report.markdown(
 
 # %% [markdown]
 # Do they serve inference, where the head sees whole maps? Three RPNs each, 240 scenes, 6 epochs (`python -m benchmarks.batchnorm`): with
-# statistics over the sampled positions AR@100 was 0.622 on average (0.613 to 0.634), with statistics over whole maps 0.555 (0.511 to 0.597).
+# statistics over the sampled positions AR@100 was 0.519 on average (0.513 to 0.529), with statistics over whole maps 0.479 (0.474 to 0.481).
 
 # %% [markdown]
 # By hand, on six windows:
