@@ -77,6 +77,7 @@ from lib import boxes, matching, rpn
 from lib.anchors import LEVELS, STRIDES, anchor_levels, level_anchors, pyramid_anchors, pyramid_grids
 from lib.config import Config
 from lib.data.reader import CourseDataset
+from lib.data.scene_layout import AT_BORDER
 from lib.machine.folders import paths
 from lib.maskrcnn import MaskRCNN
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
@@ -228,33 +229,34 @@ row, column = (
     at[(at - at.mean(0)).norm(dim=1).argmin()].int().tolist()
 )  # of the object's pixels that nearest its middle
 fig, axes = plt.subplots(2, 5, figsize=(11.5, 4.2), layout="constrained")
-share = {}
+share, blindly = {}, {}
 for ax, name in zip([*axes[0, :4], *axes[1]], maps, strict=True):
     f = maps[name][0] - maps[name][0].mean((1, 2), keepdim=True)
     stride = STRIDES[int(name[1]) - 2]
+    rows, columns = (side // stride for side in content)  # without the padding
     like = F.cosine_similarity(f, f[:, row // stride, column // stride, None, None], dim=0)
     shown = ax.imshow(like, cmap="RdBu_r", vmin=-1, vmax=1, extent=(0, one.x.shape[3], one.x.shape[2], 0))
     ax.plot(column, row, "o", color="white", markeredgecolor="black")
     ax.set(title=f"{name}, stride {stride}", xticks=[], yticks=[], xlim=(0, content[1]), ylim=(content[0], 0))
-    cells = F.adaptive_avg_pool2d(mask[None].float(), like.shape)[0].flatten() > 0.5
-    share[name] = cells[like.flatten().topk(max(1, int(cells.sum()))).indices].float().mean()
+    cells = F.adaptive_avg_pool2d(mask[None].float(), like.shape)[0, :rows, :columns].flatten() > 0.5
+    nearest = like[:rows, :columns].flatten().topk(max(1, int(cells.sum()))).indices
+    share[name], blindly[name] = cells[nearest].float().mean(), cells.float().mean()
 draw.image(axes[0, 4], picture).plot(column, row, "o", color="white", markeredgecolor="black")
 fig.colorbar(shown, ax=axes, shrink=0.7, label="cosine of the angle")
 save_figure(fig, "02_features")
 plt.show()
-covered = mask[: content[0], : content[1]].float().mean()
 tail = "the object holds together better on $P_2$" if share["P2"] > share["C2"] else "so, on this image, does $P_2$"
 display(
     Markdown(
         f"Take as many of the most similar cells as the {names[-1]} covers. On $C_2$, {share['C2']:.0%} of them lie on "
-        f"it, on $P_2$, with the same grid, {share['P2']:.0%}; of cells drawn blindly, {covered:.0%}. $C_2$ sees "
+        f"it, on $P_2$, with the same grid, {share['P2']:.0%}; of cells drawn blindly, {blindly['P2']:.0%}. $C_2$ sees "
         f"edges, textures and colours; {tail}. One image shows it; the next cells measure it."
     )
 )
 
 # %% [markdown]
 # **Predict.** Now a linear classifier, fitted to the cells of twelve training images, shall say from a single vector whether its
-# cell lies on an object. Which of $C_2$, $C_4$ and $P_2$ does it find hardest to read? Measured on up to twelve validation images: of all pairs
+# cell lies on an object. Which of $C_2$, $C_4$ and $P_2$ does it find hardest to read? Measured on up to twelve validation images, up to 1,000 cells of each: of all pairs
 # of one cell on an object and one on the background, the share where the object's gets the higher score (guessing: 0.5).
 
 # %% cellView="form"
@@ -270,9 +272,11 @@ def vectors(dataset, n):
     on, maps = seen.targets[0]["masks"].amax(0, keepdim=True).float(), all_maps(seen.x)
     maps["P2, cut off"] = backbone.fpn.layer_blocks[0](backbone.fpn.inner_blocks[0](maps["C2"]))  # no top-down path
     for name, f in maps.items():
-        x, y = f[0].flatten(1).T, F.adaptive_avg_pool2d(on, f.shape[-2:]).flatten() > 0.5
+        y = F.adaptive_avg_pool2d(on, f.shape[-2:]) > 0.5
+        rows, columns = (side * f.shape[-1] // seen.x.shape[-1] for side in seen.content)  # without the padding
+        x, y = (cells[:, :rows, :columns].flatten(1).T for cells in (f[0], y))
         step = math.ceil(len(x) / 1000)
-        found[name] = F.pad(x, (0, 1), value=1.0)[::step].double(), y[::step]  # the 1 is for the bias
+        found[name] = F.pad(x, (0, 1), value=1.0)[::step].double(), y[::step, 0]  # the 1 is for the bias
     return found
 
 
@@ -746,7 +750,7 @@ profiles = {config.profile: config, "sheet": sheet}
 assigned = {name: assign(profile) for name, profile in profiles.items()}
 
 # %% [markdown]
-# P2 … P6 are positive anchors in all these images together; *positive* and *negative* are those of the median image.
+# P2 … P6 are positive anchors in all these images together; *positive* and *negative* are medians over the images.
 
 # %%
 rows = []
@@ -784,7 +788,7 @@ spread = [sum(row[level] > 0 for level in LEVELS) for row in rows]
 smallest = boxes.area(torch.cat(assigned["sheet"][1])).min().sqrt()
 display(
     Markdown(
-        f"The median image has {mine['positive']} positive and {mine['negative']:,} negative anchors. At the sheet's "
+        f"The median of positive anchors an image is {mine['positive']}, of negative ones {mine['negative']:,}. At the sheet's "
         f"size P2 has {printed['P2'] or 'none'} of the {positives} positives: its scale is {sheet.anchors.scales[0]:g} "
         f"pixels, that of the smallest object {smallest:.0f}. Positives come from {spread[1]} levels there, from "
         f"{spread[0]} with this run's scales."
@@ -801,7 +805,8 @@ truth = torch.cat(assigned[config.profile][1])
 iou = boxes.iou_matrix(anchors, truth)
 best_of_all, best, size = iou.amax(0), iou[inner].amax(0), boxes.area(truth).sqrt()
 frame = torch.tensor([content[1], content[0]])
-near = ((truth[:, :2] < 0.02 * frame) | (truth[:, 2:] > 0.98 * frame)).any(1)  # the border
+edge = AT_BORDER * frame / torch.tensor(FRAME[::-1])  # 2 pixels of the file
+near = ((truth[:, :2] <= edge) | (truth[:, 2:] >= frame - edge)).any(1)
 
 # %% cellView="form"
 # @title What this cell draws: each object's best IoU against its scale, and how often each value occurs
@@ -827,7 +832,7 @@ plt.show()
 assert (best <= best_of_all).all()
 lost = [
     f"{int(((best < best_of_all) & group).sum())} of {int(group.sum())} {where}"
-    for where, group in (("at the border", near), ("elsewhere", ~near))
+    for where, group in ((f"within {AT_BORDER} pixels of the border", near), ("elsewhere", ~near))
 ]
 low = int((best <= rpn.POSITIVE_IOU).sum())
 below = low / len(best)
@@ -1138,7 +1143,9 @@ else:
     labels, objects = match_keeping(table, 0.7, 0.3)
     assert labels.tolist() == seven and objects[labels == POSITIVE].tolist() == [0, 1, 1, 2]
     labels, objects = match_keeping(boxes.iou_matrix(tiny[inside], abc), 0.7, 0.3)
-    print(f"exercise 2.2: done; A, B, C have {objects[labels == POSITIVE].bincount(minlength=3).tolist()} anchors")
+    have = objects[labels == POSITIVE].bincount(minlength=3).tolist()
+    assert have == [1, 2, 0], "an anchor that is best for several goes to the one it overlaps most"
+    print(f"exercise 2.2: done; A, B, C have {have} anchors")
 
 
 # %% [markdown]

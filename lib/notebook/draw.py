@@ -146,8 +146,8 @@ def precision_recall(ax: Axes, curves: Sequence[tuple], class_names: Sequence[st
 
 
 def histogram(ax: Axes, values, bins=30, colour: str = LINES[0], xlabel: str = "", label: str | None = None) -> Axes:
-    """How often each value occurs; several calls on one axes overlay."""
-    ax.hist(_array(values).ravel(), bins, color=colour, alpha=0.7, label=label)
+    """How often each value occurs; a further call on the same axes covers what it lies over."""
+    ax.hist(_array(values).ravel(), bins, color=colour, label=label)
     ax.set(xlabel=xlabel, ylabel="count")
     return ax
 

@@ -58,7 +58,7 @@ def focal_loss(logits, labels, gamma=2.0):
 # %% [markdown]
 # ### Exercise 3.4: the best of each level
 #
-# `topk` within each level, its positions turned back into indices of the pyramid. The upper levels, which have few anchors, then always
+# `topk` within each level, its positions turned back into indices of the pyramid. With the config's $K$ the upper levels, which have few anchors, then always
 # send all of them or nearly so; with the best of all they send what their scores earn.
 
 # %%

@@ -53,8 +53,8 @@ like_fast_rcnn = config.replace(**{"boxhead.positive_fraction": 0.25})
 # Intersection and union as in `boxes.iou_matrix`, but pair by pair, and the box around both from the outer corners. Where the boxes do not
 # meet, the intersection is 0 and has no gradient, but the box around both still shrinks as they come nearer.
 #
-# The check prints what forty steps give. On the built-in scenes, behind the RPNs of two seeds, GIoU stayed behind smooth L1 with a weight of 1 and was level with it
-# at the weight of 10 that smooth L1 has: one loss does not beat another before both have a weight that suits them (§6.4).
+# The check prints what forty steps give. On the built-in scenes, behind the RPNs of two seeds, GIoU stayed behind smooth L1 with a weight of 1, and less so at the weight
+# of 10 that smooth L1 has: compare losses at weights that suit each (§6.4).
 
 # %%
 # exercise 4.4
