@@ -4,8 +4,8 @@
     python -m benchmarks.ablation photographs --train data/photos_train --test data/photos_val
 
 Scenes are scored on others than in `benchmarks.demo` and `benchmarks.accuracy`, for by these rows recipes are chosen.
-Each run leaves one JSON and is not run again. A row trains only what its change concerns; the rest is that of the first
-row, on scenes the weights of `benchmarks.demo`.
+Each run leaves one JSON and is not run again. A row of the joint stage trains that alone, on the first row's other
+stages; on scenes the first row's weights are those of `benchmarks.demo`.
 """
 
 import argparse

@@ -6,10 +6,11 @@
 
 Ours trains stage by stage and then jointly; torchvision's `MaskRCNN` trains jointly, in its usual way, for as many
 epochs as all our stages together. Both have the same trunk, pyramid, image size, anchors, heads' widths, flips,
-optimiser, schedule, batch size and precision, and start from the same weights of the backbone. Everything else is
-each one's own: sampling, losses, targets and post-processing. Each run leaves one JSON in figures/published/benchmarks/
-and is not run again; what the runs found is printed as a table, means over the seeds, with the difference to the first
-row and where it lies in 95 of 100 resamples of images and seeds (`benchmarks.bootstrap`).
+optimiser, schedule, batch size and precision (where ours takes fp16, torchvision's float32), and start from the same
+weights of the backbone. Everything else is each one's own: sampling, losses, targets and post-processing. Each run
+leaves one JSON in figures/published/benchmarks/ and is not run again; what the runs found is printed as a table, means
+over the seeds, with the difference to the first row and where it lies in 95 of 100 resamples of images and seeds
+(`benchmarks.bootstrap`).
 """
 
 import argparse
@@ -194,7 +195,7 @@ def torchvision_results(model: nn.Module, dataset: CourseDataset) -> dict[str, l
     model.eval().rpn.register_forward_hook(lambda module, inputs, outputs: proposals.append(outputs[0][0]))
     for i in tqdm(range(len(dataset)), "evaluate", leave=False):
         image, target = dataset[i]
-        with autocast(device(), precision() if device().type == "cuda" else "no"):  # as `collect_results` does
+        with autocast(device(), precision() if device().type == "cuda" else "no"):
             found, n = model([image.float().to(device()) / 255])[0], target["image_id"]
         boxes = _in_original_frame(proposals.pop(), model, image)
         ranks = 1 - torch.arange(len(boxes)) / max(len(boxes), 1)  # best first; the scores themselves are not returned
@@ -225,14 +226,14 @@ def scores(results: dict[str, list[dict]], dataset: CourseDataset) -> dict:
     return found | {"objects": object_fates(truth, results["box"], results["mask"])}
 
 
-def object_fates(truth, boxes: list[dict], masks: list[dict], least: float = 0.3) -> dict:
-    """Which objects were found, how well, and how many detections are of none; detections of score >= `least` count.
+def object_fates(truth, boxes: list[dict], masks: list[dict]) -> dict:
+    """Which objects were found, how well, and how many detections are of none; detections of score >= 0.3 count.
 
     `found` is the share of all objects that some detection overlaps by IoU 0.5; of these, the share whose
     best-overlapping detection has the right class (`right class`), and the mean IoU of its box and mask. `false` is
     the number of such detections an image that overlap no object by 0.5.
     """
-    found = [(b, m) for b, m in zip(boxes, masks, strict=True) if b["score"] >= least]
+    found = [(b, m) for b, m in zip(boxes, masks, strict=True) if b["score"] >= 0.3]
     rows, false, objects = [], 0, 0
     for image in truth.getImgIds():
         mine = [(b, m) for b, m in found if b["image_id"] == image]
@@ -267,7 +268,7 @@ def run(
     weights: Path | None = None,
     trained: Config | None = None,
 ) -> dict:
-    """Train one model and score it: the row that a run leaves on disk. Training time leaves scoring out.
+    """Train one model and score it: the row that a run leaves on disk. Its training time is without scoring on `test`.
 
     Ours trains in the folder `weights`, where finished stages are kept, or in one of its own; with the config `trained`
     where that differs from the one to score with.

@@ -6,7 +6,8 @@ trained model's: the RPN's boxes overlap little enough for 1000 to be left over 
 proposals are objects, of which both sides keep the best 100. Both counts are asserted. torchvision takes the best 1000
 anchors of each level into its NMS, ours the best 4000 of all; torchvision's thresholds are its own.
 
-Then each part alone, on the inputs that torchvision's part has, after an assertion that both give the same.
+Then each part alone, on the inputs that torchvision's part has, after an assertion that both give the same: RoIAlign as
+the paper has it, where torchvision's model reads half a pixel off, and all but the proposals after NMS.
 """
 
 import copy
@@ -61,7 +62,7 @@ def models(image: Tensor, config: Config) -> tuple[MaskRCNN, TorchvisionMaskRCNN
     peer.eval()
     peer.rpn._post_nms_top_n["testing"] = config.rpn.test.post_nms
     peer.roi_heads.detections_per_img = config.boxhead.test.post_nms
-    calibrate(peer, image, config)
+    calibrate(peer, image)
     ours = MaskRCNN(config, copy.deepcopy(peer.backbone)).eval()
     copy_heads(peer, ours)
     return ours, peer
@@ -91,7 +92,7 @@ def copy_heads(peer: TorchvisionMaskRCNN, ours: MaskRCNN) -> None:
         mine.load_state_dict(theirs.state_dict())
 
 
-def calibrate(peer: TorchvisionMaskRCNN, image: Tensor, config: Config) -> None:
+def calibrate(peer: TorchvisionMaskRCNN, image: Tensor) -> None:
     """Give random weights outputs like a trained model's.
 
     Those are activations of size 1 through the trunk, proposals of all sizes, scores that differ, boxes that move a
@@ -192,7 +193,7 @@ def settle(work: Callable, keep: bool) -> None:
 
 @torch.no_grad()
 def parts(image: Tensor, config: Config, runs: int) -> list[dict]:
-    """Each part on the same inputs as torchvision's, first asserted to agree."""
+    """Each part on the same inputs as torchvision's, asserted to agree but for the proposals and the half pixel."""
     ours, peer = models(image, config)
     roi, size = peer.roi_heads, tuple(image.shape[1:])
     images, _ = peer.transform([image.float() / 255])

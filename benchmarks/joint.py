@@ -3,7 +3,7 @@
     python -m benchmarks.joint --seeds 0 1 2
 
 Before and after the joint stage differ in more than joint training: the network has seen more images, and the stage may
-have numbers of its own, for its losses and for inference. Each row changes one of these alone. Scored on the 1,000
+have numbers of its own, for its losses and for inference. The rows tell these apart. Scored on the 1,000
 scenes of `benchmarks.demo`, three seeds; the difference to the first row is paired by image and seed. Each run leaves
 one JSON in the benchmarks' folder and is not run again.
 """

@@ -40,7 +40,6 @@ SAME = (
     "rpn.negatives=uniform",  # it draws from all levels as from one
     "rpn.smooth_l1_beta=0.1111111111111111",
     "boxhead.train.post_nms=100",  # boxes an image that train the mask head, for both; fewer with --set
-    "boxhead.train.nms_iou=1.0",  # ... so that NMS leaves so many
 )
 
 

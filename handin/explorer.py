@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage = last_trained(weights)
     if stage not in ("maskhead", "joint"):
         what = f"{weights} has no mask head, which the explorer shows"
-        raise ValueError(f"{what}: train it with `python -m lib train maskhead --weights {weights}`")
+        raise ValueError(f"{what}: train it with `python -m lib train maskhead --data DIR --weights {weights}`")
     keep_memory()
     model = load_model(weights, stage).to(device())
     data = CourseDataset(args.data or paths().data / source, "test", model.config.data)

@@ -53,7 +53,7 @@ function detectionNumbers(image, masks = false) {
   const pixelFacts = ["hit", "false", "missed"].map((name, k) => count(`pixels_${name}`, `${name} pixels`, pixels[k]));
   return {
     summary: `${many(judged.length, "detection")}, ${many(image.objects, "object")}: ${wrong ? many(wrong, "mistake") : "all right"}.`,
-    facts: [count("detections", "detections", judged.length), count("right", "of these right", one.right), ...boxes,
+    facts: [count("detections", "detections", judged.length), count("right", "of these right in class and box", one.right), ...boxes,
       ...(masks ? [share("mask_iou", "mask IoU of the right ones, mean", mean(one.maskIous)), ...pixelFacts] : [])],
     all: (sums) => [share("all_precision", "precision", ratio(sums.right, sums.said)), share("all_recall", "recall", ratio(sums.right, sums.objects)),
       ...(masks ? [share("all_mask_iou", "mask IoU, mean", mean(sums.maskIous))] : [])],

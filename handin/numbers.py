@@ -1,9 +1,11 @@
 r"""The run's numbers as LaTeX macros: a number's name is a path, `\run{06_errors/missed/count}` in report/*.tex.
 
-Paths begin with a group of the config (`rpn.lr`, and `joint/rpn.batch_samples` in the joint stage), `data`, `curve`,
-`metrics`, `change`, or are TABLE/ROW/COLUMN of a table. Words that depend on numbers are made in `words`.
+Paths are those of the config (`rpn.lr`, and `joint/rpn.batch_samples` in the joint stage), or TABLE/ROW/COLUMN of a
+table, or begin with what the numbers are of, such as `data`, `curve`, `metrics` and `change`. Words that depend on
+numbers are made in `words`.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from lib.data.reader import CourseDataset
 from lib.data.split import load_split
 from lib.machine.overrides import flat
 from lib.notebook.report import LATEX, NO_VALUE
-from lib.preprocess import IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH
+from lib.preprocess import FRAME, IMAGE_HEIGHT, IMAGE_MEAN, IMAGE_STD, IMAGE_WIDTH, content_size
 from lib.training.history import read_history
 from lib.training.run import CLIP_NORM, WEIGHT_DECAY
 from lib.training.schedule import WARMUP
@@ -88,7 +90,7 @@ def _anchors(config: Config) -> Numbers:
     ratios, cells = config.anchors.ratios, [sy * sx for sy, sx in grids]
     found = {"image/padded height": plain(size[0]), "image/padded width": plain(size[1])}
     found |= {"anchors/total": plain(len(anchors)), "anchors/a cell": plain(len(ratios))}
-    within = inside(anchors, config.image.height, config.image.width).float().mean()
+    within = inside(anchors, *content_size(*FRAME, config.image)).float().mean()
     found |= {"anchors/inside": percent(float(within)), "anchors/finest": percent(cells[0] / sum(cells))}
     return found | {"pyramid/first": LEVELS[0], "pyramid/last": LEVELS[-1], "pyramid/strides": plain(STRIDES[-1])}
 
@@ -116,7 +118,7 @@ def data_numbers(dataset: CourseDataset, config: Config) -> Numbers:
         found |= {f"data/{word}": latex(dataset.classes[n]), f"data/{word} share": percent(of_class[n] / len(labels))}
     low, median, high = np.percentile(share, (5, 50, 95))
     found |= {"data/share low": percent(low), "data/share median": percent(median), "data/share high": percent(high)}
-    scale = np.sqrt(share * config.image.height * config.image.width)
+    scale = np.sqrt(share * math.prod(content_size(*FRAME, config.image)))
     nearest = np.abs(np.log(scale[:, None] / np.array(config.anchors.scales))).argmin(1)
     levels = np.bincount(nearest, minlength=len(LEVELS)) / len(labels)
     found |= {f"data/{level}": percent(value) for level, value in zip(LEVELS, levels, strict=True)}

@@ -70,11 +70,12 @@ def curve_words(stage: str, history: History) -> Numbers:
 
 
 def departures(config: Config) -> str:
-    """Where the numbers that decide what an RPN is taught leave the sheet (§4.2, §4.4)."""
+    """Where the numbers that decide what an RPN is taught leave the sheet (§4.2, §4.4, §4.6)."""
     said = []
     if config.rpn.cross_boundary == "clip":
         said.append(
-            "anchors and boxes that cross the border are kept in training, cut off at it, where the sheet removes them"
+            "anchors that cross the border are kept in training, and boxes that do are cut off at it, where the sheet "
+            "removes both"
         )
     if config.rpn.negatives == "balanced":
         said.append("negative anchors are drawn level by level, where the sheet draws them uniformly")
@@ -211,7 +212,7 @@ def suggestions(histories: Mapping[str, History], tables: Mapping[str, Rows]) ->
 
 
 def _at_stake(stages: Rows | None, classes: Rows | None) -> dict[str, float]:
-    """The AP that each suggestion of the second group could win; nothing below ENOUGH."""
+    """The AP that each suggestion of the second group could win; nothing below ENOUGH (0.0005 for joint training)."""
     found = {}
     if stages:
         first, last = ({k: float(v or 0) for k, v in row.items() if k != "stage"} for row in (stages[0], stages[-1]))

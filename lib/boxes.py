@@ -25,7 +25,7 @@ def area(boxes: Tensor) -> Tensor:
 
 def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
     """Boxes (A, 4), (G, 4) -> intersection over union (A, G) in [0, 1] of every one of `a` with every one of `b`."""
-    x1, y1 = (torch.maximum(a[:, None, k], b[None, :, k]) for k in (0, 1))  # (N, M)
+    x1, y1 = (torch.maximum(a[:, None, k], b[None, :, k]) for k in (0, 1))  # (A, G)
     x2, y2 = (torch.minimum(a[:, None, k], b[None, :, k]) for k in (2, 3))
     intersection = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
     union = area(a)[:, None] + area(b)[None, :] - intersection

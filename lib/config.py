@@ -60,7 +60,7 @@ class EvaluationConfig(Numbers):
 @dataclass(frozen=True)
 class Schedule(Numbers):
     epochs: int = count(8, "passes over the training images")
-    batch_size: int = count(4, "images a step, for each process")
+    batch_size: int = count(4, "images a step, of all processes together")
     lr: float = number(1e-3, "AdamW's learning rate after the warm-up", above=0, high=1)
 
 
@@ -132,12 +132,14 @@ class Config(SystemConfig):
                 own[path] = value
         try:
             return self.replaced({"joint.changes": tuple(sorted(changes.items())), **own})
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"config field {error}") from None
 
     def override(self, pairs: Iterable[str]) -> "Config":
         """A copy with `path=value` overrides as the command line gives them; ValueError like `replace`."""
-        return self.replace(**dict(parsed(pair) for pair in pairs))
+        if {"profile", "classes"} & (values := dict(map(parsed, pairs))).keys():
+            raise ValueError("--profile names the profile, and the data set's classes.json the classes: not --set")
+        return self.replace(**values)
 
     def of_stage(self, stage: str) -> "Config":
         """The config under which a stage trains: this one, and in the joint stage with its changes."""

@@ -32,8 +32,6 @@ class ImageConfig(Numbers):
 
 def content_size(height: int, width: int, config: ImageConfig) -> Size:
     """Size of an image -> its size rescaled to fit the config's, aspect ratio kept: 300 x 400 -> 800 x 1066."""
-    if (height, width) == FRAME:
-        return config.height, config.width
     scale = min(config.height / height, config.width / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 

@@ -97,11 +97,11 @@ def _bilinear(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return torch.stack([low, high], dim=-1), weights
 
 
-def pyramid_level(boxes: Tensor, canonical_size: float = 224.0, levels: range = range(2, 6)) -> Tensor:
+def pyramid_level(boxes: Tensor, canonical_size: float = 224.0) -> Tensor:
     """Boxes (R, 4) -> k (R,) int64, floor(4 + log2(sqrt(w h) / 224)), limited to P2 ... P5 (§5.2).
 
     >>> pyramid_level(torch.tensor([[0.0, 0, 224, 224], [0, 0, 223, 224], [0, 0, 9, 9]])).tolist()
     [4, 3, 2]
     """
     ratio = area(boxes).clamp(min=0).sqrt() / canonical_size + 1e-6  # so that 224 itself is level 4 in float32 too
-    return torch.floor(CANONICAL_LEVEL + torch.log2(ratio)).clamp(levels.start, levels.stop - 1).long()
+    return torch.floor(CANONICAL_LEVEL + torch.log2(ratio)).clamp(2, 5).long()

@@ -488,11 +488,12 @@ display(
 def preprocess_by_hand(image, sizes):
     """uint8 (3, 300, 400) -> float (3, Hp, Wp)."""
     x = image / 255
-    x = F.interpolate(x[None], (sizes.height, sizes.width), mode="bilinear", antialias=True)[0]
+    height, width = preprocess.content_size(*image.shape[1:], sizes)
+    x = F.interpolate(x[None], (height, width), mode="bilinear", antialias=True)[0]
     for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
         x[channel] = (x[channel] - mean) / std
     padded = torch.zeros(3, *sizes.padded_size)
-    padded[:, : sizes.height, : sizes.width] = x
+    padded[:, :height, :width] = x
     return padded
 
 
@@ -533,7 +534,7 @@ print(f"red 0 -> {red[0]:.3f}, 124 -> {red[124]:.3f}, 255 -> {red[255]:.3f}")
 # %% cellView="form"
 # @title Draw our image after each step, with a histogram of its values
 seen = as_seen(dataset, [n], config)
-x, inside = seen.x[0], seen.x[0][:, : config.image.height, : config.image.width]
+x, inside = seen.x[0], seen.x[0][:, : seen.content[0], : seen.content[1]]
 scaled = F.interpolate(picture[None] / 255, inside.shape[1:], mode="bilinear", antialias=True)[0]
 steps = {"file": picture, "rescaled": scaled, "normalised and padded": x}
 fig, axes = plt.subplots(2, 3, figsize=(11, 4.9), layout="constrained", height_ratios=(2, 1))
@@ -962,7 +963,8 @@ def round_trip(masks, sizes):
     """Masks (G, 300, 400) to the network's frame and back: the IoU of each with itself."""
     batch = [{"boxes": torch.zeros(0, 4), "masks": masks}]
     (there,) = preprocess.preprocess_targets(batch, (IMAGE_HEIGHT, IMAGE_WIDTH), sizes)
-    inner = there["masks"][:, None, : sizes.height, : sizes.width].float()
+    height, width = preprocess.content_size(IMAGE_HEIGHT, IMAGE_WIDTH, sizes)
+    inner = there["masks"][:, None, :height, :width].float()
     back = F.interpolate(inner, (IMAGE_HEIGHT, IMAGE_WIDTH), mode="bilinear", antialias=True)[:, 0] >= 0.5
     return (back & (masks > 0)).sum((1, 2)) / (back | (masks > 0)).sum((1, 2)).clamp(min=1)
 

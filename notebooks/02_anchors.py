@@ -83,7 +83,7 @@ from lib.maskrcnn import MaskRCNN
 from lib.matching import IGNORED, NEGATIVE, POSITIVE
 from lib.notebook import browser, diagrams, draw, report
 from lib.notebook.teach import as_seen, followed, show
-from lib.preprocess import FRAME, preprocess_targets
+from lib.preprocess import FRAME, content_size, preprocess_targets
 
 remove = {"rpn.cross_boundary": "remove"}  # §4.2 as printed
 config, sheet = config.replace(**remove), Config().replace(**remove)
@@ -468,7 +468,7 @@ def anchor_counts(config):
     grids = pyramid_grids(config.image.padded_size)
     for name, grid, stride, scale in zip(LEVELS, grids, STRIDES, config.anchors.scales, strict=True):
         own = level_anchors(grid, stride, scale, config.anchors.ratios)
-        kept = int(boxes.inside(own, config.image.height, config.image.width).sum())
+        kept = int(boxes.inside(own, *content_size(*FRAME, config.image)).sum())
         size = {"stride": stride, "grid": "{} × {}".format(*grid), "scale": f"{scale:g}"}
         yield {"level": name, **size, "anchors": len(own), "inside": kept, "crossing": f"{1 - kept / len(own):.0%}"}
 
@@ -478,7 +478,7 @@ assert sum(row["anchors"] for row in of_sheet) == 217_413 and sum(row["inside"] 
 assert abs(of_sheet[0]["anchors"] / 217_413 - share_on_p2) < 0.01
 every = [{"": who} | row for who, rows in (("sheet", of_sheet), (config.profile, here)) for row in rows]
 display(report.markdown(every))
-frames = [f"{c.image.height} × {c.image.width}" for c in (sheet, config)]
+frames = ["{} × {}".format(*content_size(*FRAME, c.image)) for c in (sheet, config)]
 text = f"Large anchors cross first. The content has {frames[0]} pixels on the sheet, {frames[1]} in this run"
 if config.anchors.scales != sheet.anchors.scales:
     text += ": objects are so much smaller here, and the scales follow them"
@@ -742,7 +742,7 @@ def assign(profile):
     everything = pyramid_anchors(pyramid_grids(sizes.padded_size), profile.anchors)
     given = [{"boxes": torch.from_numpy(train.boxes[train.indices[n]])} for n in busy[:100]]
     objects = [target["boxes"] for target in preprocess_targets(given, FRAME, sizes)]
-    labelled = [rpn.rpn_targets(everything, gt, (sizes.height, sizes.width), profile.rpn)[0] for gt in objects]
+    labelled = [rpn.rpn_targets(everything, gt, content_size(*FRAME, sizes), profile.rpn)[0] for gt in objects]
     return torch.stack(labelled), objects
 
 

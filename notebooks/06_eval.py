@@ -86,7 +86,7 @@ from lib.maskhead import THRESHOLD, paste_masks
 from lib.maskrcnn import COURSE_CLASSES
 from lib.notebook import diagrams, draw, report
 from lib.notebook.teach import followed, show
-from lib.preprocess import preprocess_images
+from lib.preprocess import content_size, preprocess_images
 from lib.scores import coco_ap, evaluate
 from lib.scores.results import box_results, encode_masks
 from lib.training import stages
@@ -1412,7 +1412,7 @@ def timed(part, repeat=15):
     return result, times[1:]
 
 
-content, ms = (config.image.height, config.image.width), {}
+content, ms = content_size(*picture.shape[1:], config.image), {}
 back = (picture.shape[2] / content[1], picture.shape[1] / content[0])
 model, size = models["joint"], tuple(picture.shape[1:])
 with torch.no_grad():

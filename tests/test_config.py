@@ -80,8 +80,11 @@ def test_overrides(pair, value):
         ("training.flip_probability=7", "training.flip_probability cannot be 7"),
         ("image.height=0", "image.height cannot be 0: .*; a whole number from 32"),
         ("rpn.test=3", "rpn.test has fields of its own: set pre_nms, post_nms"),
-        ("rpn.epochs.x=3", "rpn.epochs is a number, no group"),
+        ("rpn.epochs.x=3", "rpn.epochs has no fields"),
         ("joint.rpn.box_weight=-1", "config field joint.rpn.box_weight cannot be -1"),  # before any stage starts
+        ("profile=course", "--profile names the profile"),
+        ("classes=cat", "classes.json the classes"),
+        ("joint.changes=3", "config field .*not iterable"),
         ("joint.rpn.box_wait=1", "config field joint.rpn.box_wait is no field: did you mean box_weight"),
     ],
 )

@@ -196,7 +196,7 @@ def test_settings_are_those_of_the_trained_stages(in_run, tmp_path):
     for stage in ("boxhead", "joint"):
         path = tmp_path / "nothing" / "weights" / "demo" / f"{stage}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors({}, path, {"config": asked.of_stage(stage).to_json()})
+        save_tensors({}, path, {"config": asked.of_stage(stage).to_json(), "built_on": ""})
     folder = in_run(tmp_path / "nothing")
     report.write_generated(folder, report.last_run())
     known = defined(folder)
@@ -359,7 +359,7 @@ def test_every_suggestion_that_a_run_can_call_for_is_written():
 
 def test_what_decides_the_rpns_labels_is_said_as_it_is():
     config = load_config("demo")
-    assert "where the sheet removes them; negative" in words.departures(config)
+    assert "where the sheet removes both; negative" in words.departures(config)
     printed = config.replace(**{"rpn.cross_boundary": "remove", "rpn.negatives": "uniform"})
     assert words.departures(printed).startswith("none")
 

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from lib.anchors import pyramid_grids
-from lib.preprocess import content_size
+from lib.preprocess import ImageConfig, content_size
 from lib.roi_align import roi_align
 
 PICTURE = torch.randint(0, 256, (1, 3, 300, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -107,4 +107,7 @@ def test_segment_picks_the_boxes_own_class(tiny_model):
 
 
 def test_content_of_the_dataset_frame(config):
-    assert content_size(300, 400, config.image) == (96, 126) and config.image.padded_size == (96, 128)
+    assert content_size(300, 400, ImageConfig()) == (800, 1066) and ImageConfig().padded_size == (800, 1088)
+    assert content_size(300, 400, config.image) == (94, 126) and config.image.padded_size == (96, 128)
+    square = ImageConfig(512, 512)  # the aspect ratio is kept, of the course's images as of any others
+    assert content_size(300, 400, square) == content_size(600, 800, square) == (384, 512)

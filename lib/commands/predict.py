@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     stage = "joint" if args.weights == COCO else last_trained(args.weights)
     if stage == "rpn":
-        raise ValueError(f"{args.weights} has no box head: `python -m lib train all --weights {args.weights}`")
+        raise ValueError(f"{args.weights} has no box head: `lib train all --data DIR --weights {args.weights}` adds it")
     if stage == "boxhead":
         print(f"{args.weights} has no mask head: boxes only")
     keep_memory()

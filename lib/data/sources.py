@@ -36,7 +36,7 @@ def ensure_data(source: str, config: Config) -> Path:
             write_scenes(folder, config.data.images, config.data.seed)
     indices = load_split(folder, len(CourseDataset(folder)), config.data)
     if empty := [split for split in SPLITS if not indices[split]]:
-        fix = "delete that file to draw a new split, or set data.val_fraction and data.test_fraction"
+        fix = "set data.val_fraction and data.test_fraction above 0 and delete that file: a new split is drawn"
         raise ValueError(f"{folder / SPLIT_FILE} has no images in its {' and '.join(empty)} split: {fix}")
     return folder
 

@@ -59,7 +59,7 @@ class Numbers:
             raise ValueError(f"{name} is no field" + (f": did you mean {near[0]}?" if near else ""))
         group = getattr(self, name)
         if isinstance(group, Numbers) == ("" in inner):
-            group = f"has fields of its own: set {', '.join(group.paths())}" if "" in inner else "is a number, no group"
+            group = f"has fields of its own: set {', '.join(group.paths())}" if "" in inner else "has no fields"
             raise ValueError(f"{name} {group}")
         if "" in inner:
             return inner[""]

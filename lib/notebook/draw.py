@@ -152,10 +152,10 @@ def histogram(ax: Axes, values, bins=30, colour: str = LINES[0], xlabel: str = "
     return ax
 
 
-def heatmap(ax: Axes, map, size: tuple[int, int] | None = None, alpha: float = 1.0, vmin=0.0, vmax=1.0) -> Axes:
-    """A map (Sy, Sx) stretched over a frame of `size` (H, W), so that it can lie on the image (`alpha`)."""
+def heatmap(ax: Axes, map, size: tuple[int, int] | None = None, alpha: float = 1.0) -> Axes:
+    """A map (Sy, Sx) in [0, 1] stretched over a frame of `size` (H, W), so that it can lie on the image (`alpha`)."""
     height, width = size or map.shape
-    ax.imshow(_array(map), extent=(0, width, height, 0), alpha=alpha, vmin=vmin, vmax=vmax, interpolation="nearest")
+    ax.imshow(_array(map), extent=(0, width, height, 0), alpha=alpha, vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     return ax
 

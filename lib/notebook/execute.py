@@ -1,8 +1,8 @@
-"""Run: the data, then the six notebooks in order (`make run`, or `python -m lib run --only 03_rpn`).
+"""Executing a notebook, as `python -m lib run` does with all six.
 
-A notebook is read from its .py, executed in a kernel of its own with `notebooks/` as its folder, and written
-as .ipynb once every cell has run. What would differ between two equal runs (ids, timings, progress bars, the
-state of widgets) stays out of the file. Durations are wall seconds.
+It is read from its .py, executed in a kernel of its own with `notebooks/` as its folder, and written as .ipynb once
+every cell has run. What would differ between two equal runs (ids, timings, progress bars, the state of widgets) stays
+out of the file. Durations are wall seconds.
 """
 
 import asyncio

@@ -105,12 +105,12 @@ class Canvas:
                 self.image.paste(AREAS[kind], self.corner, Image.fromarray(strength))
                 self.legend[f"{kind} pixels"] = partial(_area, colour=AREAS[kind], kind=kind, detail=self.detail)
 
-    def heat(self, maps: Sequence[Tensor], words: str, opacity: float = 0.6) -> None:
+    def heat(self, maps: Sequence[Tensor], words: str) -> None:
         """Maps (h, w) in [0, 1], each stretched over the whole frame, the highest where there are several."""
         size, near = self._shown(self.frame), Image.Resampling.NEAREST
         grids = [np.asarray(Image.fromarray((m * 255).byte().numpy()).resize(size, near)) for m in maps]
         heat = Image.fromarray(_VIRIDIS[np.max(grids, axis=0)])
-        self.image.paste(heat, self.corner, Image.new("L", size, round(255 * opacity)))
+        self.image.paste(heat, self.corner, Image.new("L", size, 153))  # 60 % opaque
         self.legend[words] = _scale
 
     def finished(self) -> Image.Image:

@@ -30,7 +30,7 @@ def show(*pieces) -> None:
 
 
 def followed(dataset: CourseDataset) -> int:
-    """The image that the notebooks follow from file to mask: the first that shows two classes, else most objects."""
+    """The image that the notebooks follow from file to mask: the first that shows two classes, else two objects."""
     labels = [dataset.labels[n] for n in dataset.indices]
     return max(range(len(labels)), key=lambda i: (len(set(labels[i].tolist())) > 1, min(len(labels[i]), 2), -i))
 

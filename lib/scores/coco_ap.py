@@ -69,12 +69,12 @@ def proposal_recall(truth: COCO, proposals: list[dict]) -> dict:
     return {f"AR@{limit}": _mean(recall[:, 0, 0, k]) for k, limit in enumerate((100, 1000))}
 
 
-def course_map(evaluation: COCOeval, iou: float = 0.5) -> float | None:
+def course_map(evaluation: COCOeval) -> float | None:
     """The course's mAP: for each class the area under precision over recall as the score threshold falls; their mean.
 
-    A detection is right where it is matched with an object at this IoU; a second one on the same object is wrong.
+    A detection is right where it is matched with an object at IoU 0.5; a second one on the same object is wrong.
     """
-    areas = [np.trapezoid(precision, recall) for recall, precision in precision_recall(evaluation, iou) if len(recall)]
+    areas = [np.trapezoid(precision, recall) for recall, precision in precision_recall(evaluation) if len(recall)]
     return float(np.mean(areas)) if areas else None
 
 

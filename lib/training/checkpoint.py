@@ -91,7 +91,7 @@ def read_stage(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         read_metadata(path)
         return load_tensors(path)
     except ValueError as error:
-        command = f"python -m lib train {path.stem} --weights {path.parent} --restart"
+        command = f"python -m lib train {path.stem} --data DIR --weights {path.parent} --restart"
         raise ValueError(f"{error}: put a sound copy there, or train it again with `{command}`") from None
 
 
@@ -117,7 +117,7 @@ def last_trained(weights: str | Path) -> str:
     """The furthest stage that a folder holds."""
     trained = [stage for stage in STAGES if stage_path(weights, stage).is_file()]
     if not trained:
-        advice = f"train with `python -m lib train all --weights {weights}`"
+        advice = f"train with `python -m lib train all --data DIR --weights {weights}`"
         raise FileNotFoundError(f"no trained stage in {Path(weights).resolve()}: {advice}")
     return trained[-1]
 
@@ -125,7 +125,7 @@ def last_trained(weights: str | Path) -> str:
 def check_chain(weights: str | Path, last: str) -> None:
     """Every stage up to `last` is there and was trained on top of the one before it."""
     for stage in STAGES[: STAGES.index(last) + 1]:
-        path, command = stage_path(weights, stage), f"python -m lib train {stage} --weights {weights}"
+        path, command = stage_path(weights, stage), f"python -m lib train {stage} --data DIR --weights {weights}"
         if not path.is_file():
             folder = path.parent.resolve()
             raise FileNotFoundError(f"{path.name} is missing: it is looked for in {folder}; train it with `{command}`")
@@ -205,8 +205,8 @@ def previous_stage(stage: str) -> str | None:
     return STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
 
 
-def read_metadata(path: Path, command: str = "train", needed: Sequence[str] = ("config",)) -> dict[str, str]:
-    """`stage`, `config`, `scores` and `built_on` of a stage's file; ValueError where it is not one.
+def read_metadata(path: Path, command: str = "train", needed: Sequence[str] = ("config", "built_on")) -> dict[str, str]:
+    """What `save_stage` noted in a stage's file, `config` and `built_on` at least; ValueError where it is not one.
 
     Of the file of another `command` of the project, what that one notes: the names `needed` and more.
     """

@@ -190,7 +190,8 @@ class Learner(nn.Module):
     def train(self, mode: bool = True) -> "Learner":
         """Training mode for the learning modules only: everything else stays in eval mode.
 
-        So do the BatchNorms of a frozen trunk and, in joint training, the RPN's, which must propose as it will later.
+        So do the backbone's BatchNorms, unless the config has them trained, and in joint training the RPN's, which must
+        propose as it will later.
         """
         super().train(False)
         self.training = mode
