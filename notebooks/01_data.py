@@ -273,7 +273,7 @@ assert len(mask_file) == sum(map(len, owners))
 # %% [markdown]
 # ### What a mistake of one looks like
 #
-# Suppose $\text{first}$ is one too large. Then *every* object but the last has its neighbour's mask, and nothing crashes: but for the last image's, all shapes fit. The strip
+# Suppose $\text{first}$ is one too large. Then *every* object has its neighbour's mask (the last none), and nothing crashes. The strip
 # shows the mask file in order (white: the mask; bold: our image's); below it is our image as it should be, and with masks shifted by one.
 
 # %% cellView="form"
@@ -638,8 +638,7 @@ assert_close(flip_boxes(flip_boxes(three, IMAGE_WIDTH), IMAGE_WIDTH), three)
 show(flip_horizontally, flip_targets, flip_boxes)
 
 # %% [markdown]
-# Our image must still fit its targets: image, masks and boxes are those of the file, from right to left. And a strict test: mirroring a mask and then taking its
-# tight box is the same as mirroring its tight box.
+# Our image must still fit its targets. A strict test: a mirrored mask's tight box is the mask's tight box, mirrored.
 
 # %% cellView="form"
 # @title Draw our image as it is and mirrored, and test it
@@ -1154,7 +1153,7 @@ else:
 # %% [markdown]
 # ## References
 #
-# - He, Gkioxari, Dollár, Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017. Rescaling the shorter side to 800 is its; mirroring is Fast R-CNN's.
+# - He, Gkioxari, Dollár, Girshick: [Mask R-CNN](https://arxiv.org/abs/1703.06870), 2017. It rescales the shorter side to 800; mirroring is Fast R-CNN's.
 # - Lin and others: [Feature Pyramid Networks](https://arxiv.org/abs/1612.03144), 2016. Why levels divide by 4 … 32.
 # - Lin and others: [Microsoft COCO](https://arxiv.org/abs/1405.0312), 2014. Where photographs with masks come from.
 # - Ren, He, Girshick, Sun: [Faster R-CNN](https://arxiv.org/abs/1506.01497), 2015. Anchors.
