@@ -255,7 +255,7 @@ display(
 )
 
 # %% [markdown]
-# **Predict.** Now a linear classifier, fitted to the cells of twelve training images, shall say from a single vector whether its
+# **Predict.** A linear classifier, fitted to the cells of twelve training images, shall say from a single vector whether its
 # cell lies on an object. Which of $C_2$, $C_4$ and $P_2$ does it find hardest to read? On up to 1,000 cells each of twelve validation images: of all pairs
 # of one cell on an object and one on the background, the share where the object's gets the higher score (guessing: 0.5).
 
